@@ -1,0 +1,56 @@
+"""The two SpikingJelly lines, and everything that differs between them.
+
+No other file of the package may ask which SpikingJelly is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spikingjelly.activation_based import base, functional, surrogate
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import nn
+
+SPIKINGJELLY_2 = hasattr(base.MemoryModule, "single_step_functional_forward")
+
+
+def init_base_node(
+    node: BaseNode,
+    v_threshold: float,
+    v_reset: float | None,
+    surrogate_function: Callable,
+    detach_reset: bool,
+    step_mode: str,
+) -> None:
+    """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are not its own, so it is told ``'torch'``."""
+    options: dict[str, Any] = {} if SPIKINGJELLY_2 else {"backend": "torch"}
+    BaseNode.__init__(
+        node,
+        v_threshold=v_threshold,
+        v_reset=v_reset,
+        surrogate_function=surrogate_function,
+        detach_reset=detach_reset,
+        step_mode=step_mode,
+        store_v_seq=False,
+        **options,
+    )
+
+
+def init_surrogate(function: surrogate.SurrogateFunctionBase, spiking: bool, **parameters: Any) -> None:
+    """Run ``SurrogateFunctionBase.__init__`` with the function's parameters.
+
+    2.x takes any parameters by keyword, 0.0.0.0.14 a single ``alpha``; there the others are set as attributes.
+    """
+    if SPIKINGJELLY_2:
+        surrogate.SurrogateFunctionBase.__init__(function, spiking=spiking, **parameters)
+        return
+    surrogate.SurrogateFunctionBase.__init__(function, parameters.pop("alpha"), spiking)
+    for name, value in parameters.items():
+        setattr(function, name, value)
+
+
+def forget_reset_list(net: nn.Module) -> None:
+    """Drop the list of resettable modules that 2.x caches for ``reset_net``: it is stale once a module was replaced."""
+    if SPIKINGJELLY_2:
+        functional.invalidate_reset_cache(net)

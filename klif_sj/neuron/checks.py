@@ -1,0 +1,58 @@
+"""What a neuron accepts, and what it says when it gets something else."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_number(name: str, value: object) -> float:
+    """``value`` as a float; TypeError for what is no number, ValueError for one that is not finite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
+
+
+def check_tau(tau: object) -> float:
+    """``tau`` as a float above 1, the range in which a membrane leaks and does not oscillate."""
+    number = check_number("tau", tau)
+    if not number > 1.0:
+        raise ValueError(f"tau: expected a membrane time constant above 1, got {tau!r}")
+    return number
+
+
+def check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
+    """Refuse what no step can be taken with: a wrong type or dtype, no batch dimension, no time step."""
+    layout = "[T, N, *]" if step_mode == "m" else "[N, *]"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{neuron}: expected a tensor {layout}, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{neuron}: expected a floating-point input (float16, bfloat16, float32 or float64), got {x.dtype}; "
+            "convert it, for example with x.float()"
+        )
+    if x.ndim < len(layout.split(",")) - 1:
+        raise ValueError(
+            f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}"
+        )
+    if step_mode == "m" and x.shape[0] == 0:
+        raise ValueError(f"{neuron}: expected at least one time step in dimension 0, got shape {tuple(x.shape)}")

@@ -1,0 +1,66 @@
+"""How a raw parameter becomes the effective one that a neuron's equations use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PerStep(NamedTuple):
+    """An effective parameter with one value for each time step, time first: ``[T]`` or ``[T, C]``."""
+
+    values: Tensor
+
+
+class Effective:
+    """The effective parameters of one time step, read as attributes by a neuron's equations."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no effective parameter {name!r}; effective_parameters() is to return it")
+        return self._values[name]
+
+
+class _Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(raw: Tensor, low: float, high: float) -> Tensor:
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        raw, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(raw)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (raw,) = ctx.saved_tensors
+        # Gradient descent moves against the gradient: a negative one would raise the value further.
+        outward = ((raw >= ctx.high) & (grad < 0)) | ((raw <= ctx.low) & (grad > 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+def bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """``raw`` clamped to [low, high], so that a value that has reached a bound can still come back.
+
+    The gradient is that of the identity, except that a gradient whose descent step would move the value further out
+    is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
+    """
+    return _Bounded.apply(raw, low, high)
+
+
+def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return ``bounds`` as two floats, 0 < low < high; anything else is a ValueError."""
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected two numbers (low, high), got {bounds!r}") from None
+    if not 0 < low < high or math.isinf(low):
+        raise ValueError(f"{name}: expected 0 < low < high, got {bounds!r}")
+    return low, high
