@@ -23,7 +23,7 @@ def init_base_node(
     detach_reset: bool,
     step_mode: str,
 ) -> None:
-    """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are not its own, so it is told ``'torch'``."""
+    """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are none of its, so it gets ``'torch'``."""
     options: dict[str, Any] = {} if SPIKINGJELLY_2 else {"backend": "torch"}
     BaseNode.__init__(
         node,

@@ -82,8 +82,8 @@ class LearnableATan(upstream.SurrogateFunctionBase):
     @staticmethod
     def _no_upstream_kernel() -> Exception:
         return NotImplementedError(
-            "LearnableATan cannot serve SpikingJelly's own CuPy neurons: their kernels would silently drop the gradient "
-            "of k. Use backend='torch' for this neuron, or a klif_sj neuron, whose kernels compute it."
+            "LearnableATan cannot serve SpikingJelly's own CuPy neurons: their kernels would silently drop the "
+            "gradient of k. Use backend='torch' for this neuron, or a klif_sj neuron, whose kernels compute it."
         )
 
 

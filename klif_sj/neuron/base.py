@@ -58,6 +58,9 @@ class FusedNode(BaseNode):
     channel_dim: int = 1
     """The dimension of a single step's input that effective parameters of shape ``[C]`` follow."""
 
+    v: Tensor
+    """The membrane potential."""
+
     effective: Effective
     """The effective parameters of the step under way, shaped to broadcast against x; only set within a step."""
 
@@ -132,8 +135,8 @@ class FusedNode(BaseNode):
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
         states, step = self._states_for(x), self._memories.get("time_step", 0)
-        spikes, states, sequences = self._run(x.unsqueeze(0), states, step)
-        self._commit(states, step + 1)
+        spikes, updated, sequences = self._run(x.unsqueeze(0), states, step)
+        self._commit(updated, step + 1)
         if self.store_v_seq:
             for name, sequence in sequences.items():
                 self._append_sequence(name, sequence)
@@ -203,8 +206,8 @@ class FusedNode(BaseNode):
             found = step_shape[self.channel_dim] if self.channel_dim < len(step_shape) else None
             if len(channels) > 1 or found != channels[0]:
                 raise ValueError(
-                    f"{type(self).__name__}: {name!r} has shape {tuple(channels)}, so dimension {self.channel_dim} of a "
-                    f"step's input is expected to have {channels[0]} channels, got an input of shape {step_shape}"
+                    f"{type(self).__name__}: {name!r} has shape {tuple(channels)}, so dimension {self.channel_dim} of "
+                    f"a step's input is expected to have {channels[0]} channels, got an input of shape {step_shape}"
                 )
         tensor = tensor.to(dtype)
         return PerStep(tensor) if isinstance(value, PerStep) else tensor
@@ -220,8 +223,10 @@ class FusedNode(BaseNode):
         dtype, memories = state_dtype(x.dtype), self._memories
 
         def fits(state: State) -> bool:
-            return not isinstance(state, Tensor) or state.ndim == 0 or (
-                state.shape == x.shape and state.device == x.device and state.dtype == dtype
+            return (
+                not isinstance(state, Tensor)
+                or state.ndim == 0
+                or (state.shape == x.shape and state.device == x.device and state.dtype == dtype)
             )
 
         if all(fits(memories[name]) for name in self.states):
@@ -235,7 +240,9 @@ class FusedNode(BaseNode):
 
     # The functional interface of SpikingJelly 2; the old line never calls it.
 
-    def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
+    ) -> tuple[Any, ...]:
         """The states given by the caller, as tensors that fit the input.
 
         :raises ValueError: for a state of another shape, dtype or device than the input asks for
@@ -249,7 +256,8 @@ class FusedNode(BaseNode):
                 found, expected = (state.shape, state.dtype, state.device), (x.shape, dtype, x.device)
                 if found != expected:
                     raise ValueError(
-                        f"{type(self).__name__}: state {name!r}: expected shape, dtype and device {expected}, got {found}"
+                        f"{type(self).__name__}: state {name!r}: expected shape, dtype and device {expected}, "
+                        f"got {found}"
                     )
             tensors.append(as_state(state, x, dtype))
         return (*tensors, *states[len(self.states) :])

@@ -51,8 +51,6 @@ def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
             "convert it, for example with x.float()"
         )
     if x.ndim < len(layout.split(",")) - 1:
-        raise ValueError(
-            f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}")
     if step_mode == "m" and x.shape[0] == 0:
         raise ValueError(f"{neuron}: expected at least one time step in dimension 0, got shape {tuple(x.shape)}")
