@@ -1,0 +1,41 @@
+# make demo and make test set up all that they need, in this folder.
+# Another Python: make test PYTHON=python3.12 (the virtual environment is made with it, once).
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cuda13,train,test
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.klif_sj-installed
+
+# The suite runs on both SpikingJelly lines; this folder on PYTHONPATH is the old one.
+OLD_LINE := .sj14
+OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
+
+.PHONY: demo test lint venv clean
+
+demo: $(INSTALLED)
+	$(BIN)/klif-sj compare --out demo
+
+test: lint $(OLD_LINE_INSTALLED)
+	$(BIN)/python -m pytest
+	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+venv: $(INSTALLED)
+
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+$(OLD_LINE_INSTALLED): $(INSTALLED)
+	rm -rf $(OLD_LINE)
+	$(BIN)/python -m pip install --no-deps --target $(OLD_LINE) spikingjelly==0.0.0.0.14
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLD_LINE) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
