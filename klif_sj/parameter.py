@@ -39,7 +39,7 @@ class _Bounded(torch.autograd.Function):
         ctx.save_for_backward(raw)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
         # Gradient descent moves against the gradient: a negative one would raise the value further.
         outward = ((raw >= ctx.high) & (grad < 0)) | ((raw <= ctx.low) & (grad > 0))

@@ -98,7 +98,7 @@ class _RectFire(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * (ctx.alpha * (x.abs() < 0.5 / ctx.alpha).to(x)), None
 
