@@ -134,7 +134,7 @@ class FusedNode(BaseNode):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
-        states, step = self._states_for(x), self._memories.get("time_step", 0)
+        states, step = self._states_for(x)
         spikes, updated, sequences = self._run(x.unsqueeze(0), states, step)
         self._commit(updated, step + 1)
         if self.store_v_seq:
@@ -145,7 +145,8 @@ class FusedNode(BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
-        spikes, states, sequences = self._run(x_seq, self._states_for(x_seq[0]), 0)
+        held, _ = self._states_for(x_seq[0])
+        spikes, states, sequences = self._run(x_seq, held, 0)
         self._commit(states, 0)
         for name, sequence in sequences.items():
             setattr(self, f"{name}_seq", sequence)
@@ -218,8 +219,8 @@ class FusedNode(BaseNode):
             return value
         return value.view([-1 if dim == self.channel_dim else 1 for dim in range(x.ndim)])
 
-    def _states_for(self, x: Tensor) -> dict[str, State]:
-        """The node's states where they fit x, their reset values where they do not."""
+    def _states_for(self, x: Tensor) -> tuple[dict[str, State], int]:
+        """The node's states and time step where they fit x, their reset values where they do not."""
         dtype, memories = state_dtype(x.dtype), self._memories
 
         def fits(state: State) -> bool:
@@ -229,9 +230,8 @@ class FusedNode(BaseNode):
                 or (state.shape == x.shape and state.device == x.device and state.dtype == dtype)
             )
 
-        if all(fits(memories[name]) for name in self.states):
-            return {name: memories[name] for name in self.states}
-        return {name: self._memories_rv[name] for name in self.states}
+        held = memories if all(fits(memories[name]) for name in self.states) else self._memories_rv
+        return {name: held[name] for name in self.states}, held.get("time_step", 0)
 
     def _commit(self, states: Mapping[str, Tensor], time_step: int) -> None:
         self._memories.update(states)
