@@ -269,7 +269,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
         if self.T not in (None, T):
             return f"expected a checkpoint of T = {self.T} time steps, got one of T = {T}"
         if self.inplane != inplane and (self.inplane != "lazy" or inplane is None):
-            return f"expected a checkpoint of inplane = {self.inplane!r} channels, got one of inplane = {inplane!r}"
+            return f"expected a checkpoint of inplane = {self.inplane!r}, got one of inplane = {inplane!r}"
         for name, shape in self._shapes(T, inplane).items():
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and not is_lazy(value) and tuple(value.shape) != shape:
