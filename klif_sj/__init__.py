@@ -1,8 +1,9 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
+from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
 
 __version__ = "0.1.0"
 
-__all__ = ["CLIFNode", "FusedNode", "GLIFNode", "KLIFNode", "LearnableATan", "Rect"]
+__all__ = ["CLIFNode", "FusedNode", "GLIFNode", "KLIFNode", "LearnableATan", "Rect", "parameter_groups"]

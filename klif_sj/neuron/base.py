@@ -55,6 +55,9 @@ class FusedNode(BaseNode):
     time_dependent: ClassVar[bool] = False
     """Whether effective parameters may be :class:`PerStep`; in single-step mode ``time_step`` then counts the steps."""
 
+    gate_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that :func:`klif_sj.parameter_groups` trains at a fraction of the learning rate."""
+
     channel_dim: int = 1
     """The dimension of a single step's input that effective parameters of shape ``[C]`` follow."""
 
@@ -162,8 +165,17 @@ class FusedNode(BaseNode):
             for name, value in self.effective_parameters().items()
         }
         if fused.serving_backend(self.backend, x_seq) != "torch":
-            return fused.run(self, x_seq, states, effective)
+            values = list(states.values())
+            if any(isinstance(value, Tensor) for value in values):
+                return fused.run(self, x_seq, [as_state(v, x_seq[0], dtype) for v in values], [], effective)
+            return fused.run(self, x_seq, [], values, effective)
         return self._run_torch(x_seq, states, effective)
+
+    def step_program(self, *of: Any) -> Any:
+        """This neuron's program for :mod:`klif_sj.fused`; torch.compile takes it as a constant."""
+        return fused.program_of(self, *of)
+
+    step_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _run_torch(
         self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters

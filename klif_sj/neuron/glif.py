@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     states = ("v", "spike")
     time_dependent = True
-    gate_parameters: ClassVar[tuple[str, ...]] = GATES
+    gate_parameters = GATES
 
     T: int | None
     inplane: int | Literal["lazy"] | None
