@@ -1,0 +1,19 @@
+"""What every test starts from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from neurons import CASES, CPU_BACKENDS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The contract suite runs for every neuron on every backend that serves the CPU."""
+    if metafunc.module.__name__.startswith("test_contract") and "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES, ids=lambda case: case.name)
+        metafunc.parametrize("backend", CPU_BACKENDS)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(20230218)
