@@ -1,0 +1,188 @@
+"""Kernels for the CPU: compiled once by the C++ compiler at hand, kept in the user's cache folder, called by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .kernel import Kernel
+from .layout import Geometry
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
+ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+"""No fused multiply-adds, so that results are torch's own; the other two change no value and let loops vectorise."""
+
+LANES = 256
+"""Neurons of a block."""
+
+SERIAL_LIMIT = 1 << 15
+"""Neuron-steps below which waking other threads costs more than it gains."""
+
+
+class CompilerError(RuntimeError):
+    """No C++ compiler, or one that refused a kernel."""
+
+
+def compiler() -> str:
+    """The C++ compiler: ``$CXX``, else g++, clang++ or c++.
+
+    :raises CompilerError: if there is none
+    """
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("g++", "clang++", "c++"):
+        if path := shutil.which(name):
+            return path
+    raise CompilerError(
+        f"no C++ compiler: $CXX names {named!r}, which is not found"
+        if named
+        else "no C++ compiler: none of g++, clang++, c++ is on the PATH; install one (for example `apt install g++`) or "
+        "set $CXX"
+    )
+
+
+@functools.cache
+def identity(path: str) -> str:
+    """The compiler's version and target, with its path: what decides whether an artefact of it can be used again."""
+    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return f"{os.path.realpath(path)}\n{result.stdout}{platform.machine()}\n{_processor()}"
+
+
+@functools.cache
+def openmp(path: str) -> tuple[str, ...]:
+    """The OpenMP flags that the compiler takes: threads and simd, simd alone, or none."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("int main() { int n = 0;\n#pragma omp parallel for\nfor (int i = 0; i < 2; i++) n = i;\n}\n")
+        for flags in (("-fopenmp",), ("-fopenmp-simd",)):
+            command = [path, *flags, str(source), "-o", os.path.join(folder, "probe")]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return flags
+    return ()
+
+
+def cache_folder() -> Path:
+    """The user's own folder for compiled kernels; ``$KLIF_SJ_CACHE`` names another.
+
+    :raises CompilerError: if the folder belongs to somebody else
+    """
+    root = os.environ.get("KLIF_SJ_CACHE")
+    if root:
+        folder = Path(root)
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches" / "klif_sj"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klif_sj"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise CompilerError(f"the kernel cache {folder} belongs to another user; set $KLIF_SJ_CACHE to a folder of yours")
+    return folder
+
+
+@functools.lru_cache(maxsize=1024)
+def load(kernel: Kernel) -> Callable[[bytes], None]:
+    """The kernel's function, which takes a packed ``Call``.
+
+    :raises CompilerError: with the compiler's log and the source's path
+    """
+    return function_of(kernel.source("host.cpp", LANES=LANES), "backward" if kernel.backward else "forward")
+
+
+def function_of(source: str, name: str) -> Callable[[bytes], None]:
+    """Compile a source, or find it compiled, and return one of its functions."""
+    path = compiler()
+    flags = (*FLAGS, *ARITHMETIC, *openmp(path))
+    key = hashlib.sha256("\0".join((source, identity(path), *flags)).encode()).hexdigest()[:32]
+    library = cache_folder() / f"{key}.so"
+    function = _open(library, key, name)
+    if function is None:
+        _compile(source, path, flags, library, key)
+        function = _open(library, key, name)
+    if function is None:
+        raise CompilerError(f"{path} compiled a kernel that cannot be loaded: {library}")
+    return function
+
+
+def _compile(source: str, path: str, flags: tuple[str, ...], library: Path, key: str) -> None:
+    """Compile into a file of our own and move it into place, so that processes doing the same do no harm."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        text.write_text(source)
+        result = subprocess.run([path, *flags, str(text), "-o", str(built)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            kept = library.with_suffix(".failed.cpp")
+            os.replace(text, kept)
+            raise CompilerError(
+                f"{path} refused a generated kernel (exit status {result.returncode}). Its source: {kept}\n{result.stderr}"
+            )
+        with built.open("ab") as file:
+            file.write(_seal(built.read_bytes(), key))
+        os.replace(built, library)
+
+
+def _seal(content: bytes, key: str) -> bytes:
+    """What a library ends with if it is whole and is the one that its name says; a loader ignores it."""
+    return hashlib.sha256(key.encode() + content).digest()
+
+
+def _open(library: Path, key: str, name: str) -> Callable[[bytes], None] | None:
+    """A library's function; None where the file is missing, cut short or not ours (loading that could crash)."""
+    try:
+        content = library.read_bytes()
+        if content[-32:] != _seal(content[:-32], key):
+            return None
+        function = getattr(ctypes.CDLL(str(library)), name)
+    except OSError:
+        return None
+    function.argtypes, function.restype = (ctypes.c_char_p,), None
+    return function
+
+
+@functools.cache
+def _processor() -> str:
+    """What ``-march=native`` depends on: a cache folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def partial_sums(kernel: Kernel, geometry: Geometry) -> tuple[int, int]:
+    """Outer positions that share a row of partial sums, and how many sums there are in all. Set by the shape alone."""
+    outer, channels, inner = geometry
+    if kernel.columns:
+        rows = max(-(-outer // 64), 1)
+        return rows, -(-outer // rows) * kernel.grads * channels
+    return 1, outer * channels * -(-inner // LANES) * kernel.grads
+
+
+def launch(kernel: Kernel, geometry: Geometry, x: Tensor, pack: Callable[..., bytes]) -> None:
+    """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
+    work = geometry.neurons * kernel.steps
+    threads = 1 if work < SERIAL_LIMIT or _forked else torch.get_num_threads()
+    load(kernel)(pack(threads=threads))
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# An OpenMP pool does not survive a fork: in a child, a parallel region would wait for threads that are not there.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)

@@ -1,0 +1,121 @@
+"""The complete source of a multi-step kernel: a program's step inside the templates."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+
+from .program import Parameter, Program
+
+STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float", torch.float64: "double"}
+SEGMENT = 16
+"""Steps that are unrolled at a time; a longer sequence is walked in segments, its states stored in between."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one compiled source serves: a program, for T steps, in one dtype and schedule.
+
+    ``columns``: neighbouring neurons have different channels (channels_last, or no channels at all but per-channel
+    parameters), instead of runs of neurons that share one.
+    """
+
+    program: Program
+    steps: int
+    dtype: torch.dtype
+    columns: bool
+    record: bool
+    backward: bool
+
+    @property
+    def segments(self) -> int:
+        return -(-self.steps // SEGMENT)
+
+    @property
+    def totals(self) -> int:
+        """Learned parameters whose gradient is one sum over all time steps."""
+        return sum(not p.per_step for p in self.program.learned) if self.backward else 0
+
+    @property
+    def stepwise(self) -> int:
+        """Learned parameters with a gradient for each time step."""
+        return sum(p.per_step for p in self.program.learned) if self.backward else 0
+
+    @property
+    def grads(self) -> int:
+        return self.totals + self.stepwise * self.steps
+
+    def source(self, target: str, **constants: int) -> str:
+        """C++ for ``target``: ``'host.cpp'`` or ``'cuda.cu'``; further constants are the target's own."""
+        parts = [self._header(), template("prelude.h"), self._constants(constants), self._step()]
+        if self.backward:
+            parts.append(self._step_backward())
+        parts += [template("walk.h"), template(target)]
+        return "\n".join(parts)
+
+    def _header(self) -> str:
+        program = self.program
+        parameters = ", ".join(_describe(p) for p in program.parameters) or "none"
+        return (
+            f"// {program.neuron}\n"
+            "// One time step below is generated from its neuronal_charge, neuronal_fire and neuronal_reset; comments are\n"
+            "// the lines of Python that the statements under them came from.\n"
+            f"// states: {', '.join(program.states)}    parameters: {parameters}\n"
+            f"// T = {self.steps}, {STORAGE[self.dtype]} in and out, arithmetic in {program.dtype}\n"
+        )
+
+    def _constants(self, constants: dict[str, int]) -> str:
+        program = self.program
+        values = {
+            "T": self.steps,
+            "SEGMENT": min(SEGMENT, self.steps),
+            "STATES": len(program.states),
+            "PARAMETERS": len(program.parameters),
+            "TOTALS": self.totals,
+            "STEPWISE": self.stepwise,
+            **constants,
+        }
+        masks = {
+            "PER_STEP": sum(p.per_step << i for i, p in enumerate(program.parameters)),
+            "PER_CHANNEL": sum(p.per_channel << i for i, p in enumerate(program.parameters)),
+        }
+        flags = {"COLUMNS": self.columns, "RECORD": self.record}
+        return "\n".join(
+            [
+                f"#define BACKWARD {int(self.backward)}",
+                f"typedef {'double' if program.dtype == 'float64' else 'float'} real;",
+                f"typedef {STORAGE[self.dtype]} io;",
+                *(f"constexpr int {name} = {value};" for name, value in values.items()),
+                *(f"constexpr unsigned long long {name} = {value}ull;" for name, value in masks.items()),
+                *(f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()),
+                "",
+            ]
+        )
+
+    def _step(self) -> str:
+        return (
+            "// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.\n"
+            "INLINE void step(const real x, real (&state)[STATES], const real *p, real &spike) {\n"
+            f"{self.program.forward}\n}}\n"
+        )
+
+    def _step_backward(self) -> str:
+        return (
+            "// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.\n"
+            "INLINE void step_backward(const real x, const real (&state)[STATES], const real *p, const real grad_spike,\n"
+            "                          real (&grad_state)[STATES], real *grad_p, real &grad_x) {\n"
+            f"{self.program.backward}\n}}\n"
+        )
+
+
+def _describe(parameter: Parameter) -> str:
+    axes = [axis for axis, has in (("T", parameter.per_step), ("C", parameter.per_channel)) if has]
+    return f"{parameter.name} [{', '.join(axes)}]{' (learned)' if parameter.learned else ''}"
+
+
+@functools.cache
+def template(name: str) -> str:
+    return (resources.files(__package__) / "template" / name).read_text()

@@ -1,0 +1,74 @@
+"""How neurons lie in memory: any dense layout is taken as it is, and outputs keep it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """Neurons in memory order: ``neuron = (outer * channels + channel) * inner + position``."""
+
+    outer: int
+    channels: int
+    inner: int
+
+    @property
+    def neurons(self) -> int:
+        return self.outer * self.channels * self.inner
+
+
+def dense_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The strides of one time step, with those of dimensions of size 1 made regular; None where there are gaps."""
+    regular = list(strides)
+    expected = 1
+    for dim in sorted(range(len(shape)), key=lambda d: (strides[d], shape[d] != 1, -d)):
+        if shape[dim] == 1:
+            regular[dim] = expected
+        elif strides[dim] != expected:
+            return None
+        expected *= shape[dim]
+    return tuple(regular)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+def step_strides(x_seq: Tensor) -> tuple[int, ...]:
+    """The layout of one time step that a kernel works in: the input's own where it is dense, else contiguous."""
+    shape = tuple(x_seq.shape[1:])
+    return dense_strides(shape, x_seq.stride()[1:]) or contiguous_strides(shape)
+
+
+def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A sequence ``[T, N, *]`` whose every step lies as ``strides`` say; itself where it already does.
+
+    The distance between steps is free: an input that was expanded over time stays one step in memory.
+    """
+    shape = tuple(sequence.shape[1:])
+    if all(size == 1 or a == b for size, a, b in zip(shape, sequence.stride()[1:], strides, strict=True)):
+        return sequence
+    return empty_sequence(sequence, sequence.shape[0], strides, sequence.dtype).copy_(sequence)
+
+
+def empty_sequence(like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised ``[steps, N, *]`` in a layout, steps one after the other."""
+    shape = tuple(like.shape[1:])
+    return torch.empty_strided(
+        (steps, *shape), (math.prod(shape), *strides), dtype=dtype, device=like.device, requires_grad=False
+    )
+
+
+def geometry(shape: tuple[int, ...], strides: tuple[int, ...], channel_dim: int | None) -> Geometry:
+    """Where the channels of a step lie; ``channel_dim`` None: there are none."""
+    neurons = math.prod(shape)
+    if channel_dim is None or channel_dim >= len(shape):
+        return Geometry(1, 1, neurons)
+    channels, inner = shape[channel_dim], strides[channel_dim]
+    if channels == 1:
+        return Geometry(1, 1, neurons)
+    return Geometry(neurons // max(channels * inner, 1), channels, inner)

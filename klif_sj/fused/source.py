@@ -1,0 +1,288 @@
+"""Print a traced step as C: two functions, ``step`` and ``step_backward``, in the neuron's own names.
+
+The same text is compiled for the GPU and for the host. Every operation is printed as torch computes it, in the same
+order and precision, so that (with no contraction to fused multiply-adds) the results are torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .trace import Graph, Line, Operation, StepTraceError, Value
+
+C_TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bool: "bool",
+    torch.int64: "long long",
+    torch.int32: "int",
+    torch.uint8: "unsigned char",
+}
+
+_RESERVED = frozenset(
+    "x p state spike grad_p grad_state grad_spike grad_x auto bool break case char const continue default do double else "
+    "enum extern float for if int long return short signed sizeof static struct switch this typedef union unsigned "
+    "using void volatile while real io step".split()
+)
+_ASSIGNMENT = re.compile(r"(?:self\.)?([A-Za-z_]\w*)\s*[-+*/]?=(?!=)")
+
+Arguments = tuple[str, ...]
+
+
+def _power(base: str, exponent: Any, function: str) -> str:
+    """``pow`` as torch computes it: small whole exponents multiply."""
+    simple = {
+        0: "real(1)", 1: base, 2: f"{base} * {base}", 3: f"{base} * {base} * {base}", 0.5: f"sqrt_({base})",
+        -0.5: f"(real(1) / sqrt_({base}))", -1: f"(real(1) / {base})", -2: f"(real(1) / ({base} * {base}))",
+    }  # fmt: skip
+    return simple.get(exponent, function)
+
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "true_divide": "/", "ge": ">=", "gt": ">", "le": "<=", "lt": "<",
+    "eq": "==", "ne": "!=", "bitwise_and": "&&", "logical_and": "&&", "bitwise_or": "||", "logical_or": "||",
+    "bitwise_xor": "!=", "logical_xor": "!=",
+}  # fmt: skip
+COMPARISONS = frozenset(("ge", "gt", "le", "lt", "eq", "ne"))
+
+FUNCTIONS: Mapping[str, Callable[..., str]] = {
+    "rsub": lambda a, b: f"({b} - {a})",
+    "neg": lambda a: f"(-{a})",
+    "reciprocal": lambda a: f"(real(1) / {a})",
+    "square": lambda a: f"({a} * {a})",
+    "relu": lambda a: f"({a} < real(0) ? real(0) : {a})",
+    "threshold_backward": lambda g, a, low: f"({a} <= {low} ? real(0) : {g})",
+    "leaky_relu": lambda a, slope="real(0.01)": f"({a} > real(0) ? {a} : {a} * {slope})",
+    "leaky_relu_backward": lambda g, a, slope, is_result: f"({a} > real(0) ? {g} : {g} * {slope})",
+    "elu": lambda a, alpha="real(1)", scale="real(1)", inner="real(1)": (
+        f"({a} > real(0) ? {a} * {scale} : expm1_({a} * {inner}) * ({alpha} * {scale}))"
+    ),
+    "celu": lambda a, alpha="real(1)": f"({a} > real(0) ? {a} : expm1_({a} / {alpha}) * {alpha})",
+    "elu_backward": lambda g, alpha, scale, inner, is_result, a: (
+        f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * {alpha} * {scale} * exp_({a} * {inner}))"
+    ),
+    "sigmoid_backward": lambda g, y: f"({g} * (real(1) - {y}) * {y})",
+    "tanh_backward": lambda g, y: f"({g} * (real(1) - {y} * {y}))",
+    "hardtanh": lambda a, low="real(-1)", high="real(1)": f"clamp_({a}, {low}, {high})",
+    "hardtanh_backward": lambda g, a, low, high: f"({a} <= {low} || {a} >= {high} ? real(0) : {g})",
+    "clamp": lambda a, low=None, high=None: (
+        f"clamp_max_({a}, {high})" if low is None else f"clamp_min_({a}, {low})" if high is None
+        else f"clamp_({a}, {low}, {high})"
+    ),
+    "where": lambda condition, a, b: f"({condition} ? {a} : {b})",
+    "masked_fill": lambda a, mask, value: f"({mask} ? {value} : {a})",
+    "logical_not": lambda a: f"(!{a})",
+    "bitwise_not": lambda a: f"(!{a})",
+    "addcmul": lambda a, b, c, value="real(1)": f"({a} + {value} * {b} * {c})",
+    "addcdiv": lambda a, b, c, value="real(1)": f"({a} + {value} * ({b} / {c}))",
+    "lerp": lambda a, b, w: f"({w} < real(0.5) ? {a} + {w} * ({b} - {a}) : {b} - ({b} - {a}) * (real(1) - {w}))",
+    "softplus": lambda a, beta="real(1)", limit="real(20)": (
+        f"({a} * {beta} > {limit} ? {a} : log1p_(exp_({a} * {beta})) / {beta})"
+    ),
+    "softplus_backward": lambda g, a, beta, limit: (
+        f"({a} * {beta} > {limit} ? {g} : {g} * exp_({a} * {beta}) / (exp_({a} * {beta}) + real(1)))"
+    ),
+    "silu": lambda a: f"({a} / (real(1) + exp_(-{a})))",
+}  # fmt: skip
+"""Operations printed as an expression of their arguments."""
+
+READ_ONCE = frozenset(("rsub", "neg", "reciprocal", "where", "masked_fill", "logical_not", "_to_copy"))
+"""Those of them that print every argument once, so that an argument may be a whole expression."""
+
+CALLS = frozenset(
+    "abs exp expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign sgn "
+    "floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot".split()
+)
+"""Operations that the prelude defines as a function, by the same name with a trailing underscore."""
+
+CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
+FILLS = {"full_like": 1, "full": 1, "new_full": 2, "scalar_tensor": 0, "fill": 1}
+IDENTITIES = frozenset(("_to_copy", "clone", "sum", "lift_fresh", "lift_fresh_copy", "expand", "mean", "contiguous"))
+
+
+def literal(value: float | bool, dtype: torch.dtype) -> str:
+    """A Python number as a C literal of the dtype, rounded as torch rounds it."""
+    if dtype == torch.bool:
+        return "true" if value else "false"
+    if dtype not in (torch.float32, torch.float64):
+        return str(int(value))
+    if math.isnan(value):
+        return "real(NAN)"
+    if math.isinf(value):
+        return "real(INFINITY)" if value > 0 else "real(-INFINITY)"
+    text = str(np.float32(value)) if dtype == torch.float32 else repr(float(value))
+    text = text if re.search(r"[.e]", text) else f"{text}.0"
+    text += "f" if dtype == torch.float32 else ""
+    return f"({text})" if value < 0 or text.startswith("-") else text
+
+
+def function_body(graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
+    """Statements that compute the graph: ``inputs`` maps names to C expressions, ``outputs`` to C assignments.
+
+    :raises StepTraceError: for an operation without a C form, naming it and its line
+    """
+    return _Printer(graph, inputs, outputs).text()
+
+
+class _Printer:
+    def __init__(self, graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+        self.graph, self.inputs, self.outputs, self.dtype = graph, inputs, outputs, graph.dtype
+        self.uses = self._count_uses()
+        self.lines: list[str] = []
+        self.names: Counter[str] = Counter(_RESERVED)
+        self.expressions: dict[int, str] = {}
+
+    def text(self) -> str:
+        used = self.graph.used_inputs()
+        for i, name in enumerate(self.graph.inputs):
+            identifier = c_identifier(name)
+            if identifier in _RESERVED and self.inputs[name] != identifier:
+                identifier += "_"
+            self.expressions[-1 - i] = identifier
+            if name in used and self.inputs[name] != identifier:
+                self.lines.append(f"const real {identifier} = {self.inputs[name]};")
+            self.names[identifier] += 1
+        shown: Line | None = None
+        for index, operation in enumerate(self.graph.operations):
+            if not self.uses[index]:
+                continue
+            if operation.line is not None and operation.line != shown:
+                shown = operation.line
+                self.lines.append(f"// {shown.text}")
+            self._print(index, operation)
+        for name, target in self.outputs.items():
+            value = self.graph.outputs[name]
+            result = "real(0)" if value is None else self._operand(value, self.dtype)
+            self.lines.append(target.format(result))
+        return "\n".join(f"    {line}" for line in self.lines)
+
+    def _count_uses(self) -> Counter[int]:
+        """How often each operation's result is read by what an output needs."""
+        uses: Counter[int] = Counter(v.index for v in self.graph.outputs.values() if v is not None)
+        for index in range(len(self.graph.operations) - 1, -1, -1):
+            if uses[index]:
+                uses.update(a.index for a in self.graph.operations[index].args if isinstance(a, Value))
+        return uses
+
+    def _print(self, index: int, operation: Operation) -> None:
+        expression = self._expression(operation)
+        is_output = any(v == Value(index) for v in self.graph.outputs.values())
+        trivial = re.fullmatch(r"\w+|[\d.e+-]+f?", expression)
+        if trivial or (self.uses[index] == 1 and not is_output and self._stays_in_line(index, operation)):
+            self.expressions[index] = expression
+            return
+        name = self._name(index, operation)
+        bare = expression[1:-1] if _is_wrapped(expression) else expression
+        self.lines.append(f"const {self._c_type(operation)} {name} = {bare};")
+        self.expressions[index] = name
+
+    def _stays_in_line(self, index: int, operation: Operation) -> bool:
+        """Whether the one reader of a result comes from the same line, so that both read as one expression."""
+        reader = next(
+            (op for op in self.graph.operations[index + 1 :] if Value(index) in op.args), None
+        )
+        if reader is None or reader.line != operation.line:
+            return False
+        reads_once = reader.name in INFIX or reader.name in CALLS or reader.name in READ_ONCE
+        return reads_once and (operation.line is not None or len(self._expression(operation)) < 40)
+
+    def _name(self, index: int, operation: Operation) -> str:
+        outputs = [name for name, value in self.graph.outputs.items() if value == Value(index)]
+        last = all(op.line != operation.line for op in self.graph.operations[index + 1 :])
+        match = _ASSIGNMENT.match(operation.line.text) if operation.line and last else None
+        base = match.group(1) if match else c_identifier(outputs[0]) if outputs else operation.name
+        while self.names[base] and (numbered := f"{base}_{self.names[base]}") in self.names:
+            self.names[base] += 1
+        name = numbered if self.names[base] else base
+        if base in CALLS or base in INFIX or base in FUNCTIONS:
+            name = f"{base}_{self.names[base] + 1}"
+        self.names[base] += 1
+        self.names[name] += 1
+        return name
+
+    def _c_type(self, operation: Operation) -> str:
+        if operation.dtype not in C_TYPES:
+            raise self._refusal(operation, f"gives {operation.dtype}, which kernels do not compute in")
+        return "real" if operation.dtype == self.dtype else C_TYPES[operation.dtype]
+
+    def _expression(self, operation: Operation) -> str:
+        name, args, options, dtype = operation.name, operation.args, operation.options, operation.dtype
+        self._c_type(operation)
+        if name in IDENTITIES:
+            return self._operand(args[0], dtype)
+        if name in CONSTANTS:
+            return literal(CONSTANTS[name], dtype)
+        if name in FILLS:
+            return literal(args[FILLS[name]], dtype)
+        operand_dtype = self._common_dtype(args) if name in COMPARISONS else dtype
+        alpha = options.get("alpha", 1)
+        if name == "pow":
+            base = self._operand(args[0], dtype)
+            function = f"pow_({base}, {self._operand(args[1], dtype)})"
+            return _power(base, None if isinstance(args[1], Value) else args[1], function)
+        if name == "where":
+            condition = self._operand(args[0], torch.bool)
+            return FUNCTIONS[name](condition, *(self._operand(a, dtype) for a in args[1:]))
+        if name == "masked_fill":
+            value, mask, fill = args
+            return FUNCTIONS[name](
+                self._operand(value, dtype), self._operand(mask, torch.bool), self._operand(fill, dtype)
+            )
+        if name in ("add", "sub", "rsub") and alpha != 1:
+            first, second = (self._operand(a, dtype) for a in args)
+            scaled = f"{literal(alpha, dtype)} * {second if name != 'rsub' else first}"
+            return f"({second if name == 'rsub' else first} {'+' if name == 'add' else '-'} {scaled})"
+        printed = tuple(None if a is None else self._operand(a, operand_dtype) for a in args)
+        if name in INFIX and not options.get("rounding_mode"):
+            return f"({printed[0]} {INFIX[name]} {printed[1]})"
+        if name in FUNCTIONS:
+            keywords = {k: self._operand(v, dtype) for k, v in options.items() if k == "value"}
+            return FUNCTIONS[name](*printed, **keywords)
+        if name in CALLS and not any(v is not None for v in options.values()):
+            return f"{name}_({', '.join(a for a in printed if a is not None)})"
+        raise self._refusal(operation, "is no elementwise operation that kernels can print")
+
+    def _operand(self, arg: Any, dtype: torch.dtype) -> str:
+        """An argument as a C expression of the dtype."""
+        if not isinstance(arg, Value):
+            return literal(arg, dtype)
+        expression = self.expressions[arg.index]
+        found = self.dtype if arg.index < 0 else self.graph.operations[arg.index].dtype
+        if found == dtype:
+            return expression
+        return f"{'real' if dtype == self.dtype else C_TYPES[dtype]}({expression})"
+
+    def _common_dtype(self, args: tuple[Any, ...]) -> torch.dtype:
+        found = [
+            self.dtype if a.index < 0 else self.graph.operations[a.index].dtype for a in args if isinstance(a, Value)
+        ]
+        floating = any(isinstance(a, float) for a in args)
+        return self.dtype if floating or any(d.is_floating_point for d in found) else found[0]
+
+    def _refusal(self, operation: Operation, why: str) -> StepTraceError:
+        place = f", at {operation.line}" if operation.line else ", in the gradient that autograd derived"
+        return StepTraceError(f"aten::{operation.name} {why}{place}")
+
+
+def c_identifier(name: str) -> str:
+    """A parameter's dotted name as a C identifier."""
+    return re.sub(r"\W", "_", name)
+
+
+def _is_wrapped(expression: str) -> bool:
+    """Whether one pair of parentheses encloses the whole expression."""
+    if not (expression.startswith("(") and expression.endswith(")")):
+        return False
+    depth = 0
+    for position, character in enumerate(expression):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position == len(expression) - 1
+    return False

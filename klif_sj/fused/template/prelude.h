@@ -1,0 +1,124 @@
+// Arithmetic and 16-bit storage, for the GPU and for the host. Needs no header on the GPU.
+#ifdef __CUDACC__
+#define INLINE __device__ __forceinline__
+#define LAMBDA
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define INLINE static inline __attribute__((always_inline))
+#define LAMBDA __attribute__((always_inline))
+using std::abs; using std::ceil; using std::floor; using std::trunc;
+#endif
+
+typedef unsigned int bits32;
+typedef long long int64;
+
+template <int N> struct Constant { static constexpr int value = N; constexpr operator int() const { return N; } };
+
+// body(Constant<0>), ..., body(Constant<N - 1>), unrolled by construction.
+template <int N, int I = 0, class Body> INLINE void unroll(Body &&body) {
+    if constexpr (I < N) {
+        body(Constant<I>());
+        unroll<N, I + 1>(body);
+    }
+}
+
+#ifdef __CUDACC__
+INLINE float as_float(bits32 bits) { return __uint_as_float(bits); }
+INLINE bits32 as_bits(float value) { return __float_as_uint(value); }
+#else
+INLINE float as_float(bits32 bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE bits32 as_bits(float value) { bits32 bits; memcpy(&bits, &value, 4); return bits; }
+#endif
+
+// Storage: what x and the spikes are kept as. Arithmetic never happens in it. Rounding is to nearest even.
+struct float16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+
+INLINE float load_(float stored) { return stored; }
+INLINE double load_(double stored) { return stored; }
+INLINE float load_(bfloat16 stored) { return as_float(bits32(stored.bits) << 16); }
+INLINE float load_(float16 stored) {
+#ifdef __CUDACC__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored.bits));
+    return value;
+#else
+    const bits32 magnitude = bits32(stored.bits & 0x7fff) << 13;
+    const bits32 special = (stored.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+    return as_float(as_bits(as_float(magnitude) * 0x1p112f) | special | bits32(stored.bits & 0x8000) << 16);
+#endif
+}
+
+INLINE void store_(float value, float &stored) { stored = value; }
+INLINE void store_(double value, double &stored) { stored = value; }
+INLINE void store_(float value, bfloat16 &stored) {
+    const bits32 bits = as_bits(value);
+    const bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    stored.bits = (unsigned short)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+INLINE void store_(float value, float16 &stored) {
+#ifdef __CUDACC__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+#else
+    const bits32 bits = as_bits(value), magnitude = bits & 0x7fffffff;
+    const bits32 normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1)) >> 13;
+    const bits32 subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
+    const bits32 special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    const bits32 rounded = magnitude >= 0x477ff000 ? special : magnitude < 0x38800000 ? subnormal : normal;
+    stored.bits = (unsigned short)(rounded | (bits >> 16 & 0x8000));
+#endif
+}
+
+#define FOR_BOTH(NAME, FUNCTION) \
+    INLINE float NAME(float a) { return FUNCTION##f(a); } \
+    INLINE double NAME(double a) { return FUNCTION(a); }
+
+#ifdef __CUDACC__
+FOR_BOTH(exp_, exp)
+#else
+// e^a within 2 units in the last place, by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial: branch-free, so it
+// vectorises, which the library's does not.
+INLINE float exp_(float a) {
+    const float inside = a > 89.0f ? 89.0f : a < -104.0f ? -104.0f : a;
+    const float whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const float rest = (inside - whole * 0.693359375f) - whole * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * rest + 1.3981999507e-3f;
+    p = p * rest + 8.3334519073e-3f;
+    p = p * rest + 4.1665795894e-2f;
+    p = p * rest + 1.6666665459e-1f;
+    p = p * rest + 5.0000001201e-1f;
+    p = p * (rest * rest) + rest + 1.0f;
+    const int n = a == a ? int(whole) : 0, half = n >> 1;  // in two steps, so that subnormal results come out right
+    return p * as_float(bits32(half + 127) << 23) * as_float(bits32(n - half + 127) << 23);
+}
+INLINE double exp_(double a) { return exp(a); }
+#endif
+FOR_BOTH(expm1_, expm1) FOR_BOTH(log_, log) FOR_BOTH(log1p_, log1p) FOR_BOTH(log2_, log2) FOR_BOTH(log10_, log10)
+FOR_BOTH(sqrt_, sqrt) FOR_BOTH(sin_, sin) FOR_BOTH(cos_, cos) FOR_BOTH(tan_, tan) FOR_BOTH(asin_, asin)
+FOR_BOTH(acos_, acos) FOR_BOTH(atan_, atan) FOR_BOTH(sinh_, sinh) FOR_BOTH(cosh_, cosh) FOR_BOTH(tanh_, tanh)
+FOR_BOTH(erf_, erf) FOR_BOTH(erfc_, erfc) FOR_BOTH(floor_, floor) FOR_BOTH(ceil_, ceil) FOR_BOTH(round_, rint)
+FOR_BOTH(trunc_, trunc) FOR_BOTH(abs_, fabs)
+#undef FOR_BOTH
+
+template <class R> INLINE R sigmoid_(R a) { return R(1) / (R(1) + exp_(-a)); }
+template <class R> INLINE R rsqrt_(R a) { return R(1) / sqrt_(a); }
+template <class R> INLINE R sign_(R a) { return R(a > R(0)) - R(a < R(0)); }
+template <class R> INLINE R sgn_(R a) { return sign_(a); }
+template <class R> INLINE R clamp_min_(R a, R low) { return a < low ? low : a; }
+template <class R> INLINE R clamp_max_(R a, R high) { return a > high ? high : a; }
+template <class R> INLINE R clamp_(R a, R low, R high) { return clamp_max_(clamp_min_(a, low), high); }
+template <class R> INLINE R maximum_(R a, R b) { return a != a || a > b ? a : b; }
+template <class R> INLINE R minimum_(R a, R b) { return a != a || a < b ? a : b; }
+template <class R> INLINE R fmax_(R a, R b) { return b != b || a > b ? a : b; }
+template <class R> INLINE R fmin_(R a, R b) { return b != b || a < b ? a : b; }
+INLINE float pow_(float a, float b) { return powf(a, b); }
+INLINE double pow_(double a, double b) { return pow(a, b); }
+INLINE float atan2_(float a, float b) { return atan2f(a, b); }
+INLINE double atan2_(double a, double b) { return atan2(a, b); }
+INLINE float fmod_(float a, float b) { return fmodf(a, b); }
+INLINE double fmod_(double a, double b) { return fmod(a, b); }
+INLINE float hypot_(float a, float b) { return hypotf(a, b); }
+INLINE double hypot_(double a, double b) { return hypot(a, b); }

@@ -1,0 +1,225 @@
+"""Trace one time step of a neuron, and its vector-Jacobian product, into a list of scalar operations.
+
+The step runs once on 0-dimensional tensors, under a dispatch mode that sees every ATen call, forward and backward. What
+comes out knows nothing of the neuron but names: inputs, operations in order, outputs.
+
+A storage stands for a value: as every tensor is 0-dimensional, a view of it is the whole of it, so an operation whose
+result shares a known storage is an alias, and one that writes to a known storage gives it a new value.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+Step = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+
+_INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
+
+
+class StepTraceError(TypeError):
+    """A neuron's step uses something that no scalar kernel can express."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The line of Python that an operation came from."""
+
+    function: str
+    file: str
+    number: int
+
+    @property
+    def text(self) -> str:
+        return linecache.getline(self.file, self.number).strip()
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.number} in {self.function}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """The result of operation ``index``, or an input where ``index`` is negative."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """``name(*args, **options)``, an ATen operation without its namespace; args are values or Python scalars."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    dtype: torch.dtype
+    line: Line | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in order; ``inputs`` and ``outputs`` by name. An output of None is zero."""
+
+    inputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+    outputs: Mapping[str, Value | None]
+    dtype: torch.dtype
+
+    def used_inputs(self) -> set[str]:
+        """Names of the inputs that an output depends on."""
+        live = {value.index for value in self.outputs.values() if value is not None}
+        for index in range(len(self.operations) - 1, -1, -1):
+            if index in live:
+                live.update(arg.index for arg in self.operations[index].args if isinstance(arg, Value))
+        return {name for i, name in enumerate(self.inputs) if -1 - i in live}
+
+
+class _Recorder(TorchDispatchMode):
+    """Records ATen calls on 0-dimensional tensors."""
+
+    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._kept_alive: list[Tensor] = []
+        self._values: dict[int, Value] = {}
+        for i, tensor in enumerate(inputs.values()):
+            self._store(tensor, Value(-1 - i))
+
+    def value(self, tensor: Tensor) -> Value:
+        """The value that a tensor holds now."""
+        found = self._values.get(_storage(tensor))
+        if found is None:
+            raise StepTraceError(
+                f"it reads a tensor that is neither input, state nor parameter (shape {tuple(tensor.shape)})"
+                f"{_at(_caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
+                "from effective_parameters()"
+            )
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        line = _caller()
+        name = func._schema.name.removeprefix("aten::")
+        if name == "_local_scalar_dense":
+            raise StepTraceError(
+                f"it reads a tensor's value in Python (.item(), if, float()){_at(line)}. Choose between values with "
+                "torch.where instead"
+            )
+        writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+        operands = tuple(self._operand(arg) for arg in args)
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor) or out.ndim:
+            shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
+            raise StepTraceError(f"aten::{name} gives no scalar but a {type(out).__name__}{shape}{_at(line)}")
+        if any(writes) and not writes[0]:
+            raise StepTraceError(f"aten::{name} writes to an argument that is not its first{_at(line)}")
+        if not any(writes) and _storage(out) in self._values:
+            return out
+        self.operations.append(Operation(name.removesuffix("_"), operands, kwargs, out.dtype, line))
+        self._store(out, Value(len(self.operations) - 1))
+        return out
+
+    def _operand(self, arg: Any) -> Any:
+        return self.value(arg) if isinstance(arg, Tensor) else arg
+
+    def _store(self, tensor: Tensor, value: Value) -> None:
+        self._kept_alive.append(tensor)
+        self._values[_storage(tensor)] = value
+
+
+def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
+    """The step: inputs x, the states and the parameters; outputs ``spike`` and the new states."""
+    with _plain_torch():
+        inputs = _scalars(("x", *states, *parameters), dtype)
+        with torch.no_grad(), _Recorder(inputs) as recorder:
+            spike, updated = _take(step, inputs, states, parameters)
+        outputs = {"spike": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
+    return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
+
+
+def trace_backward(
+    step: Step, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str], dtype: torch.dtype
+) -> Graph:
+    """The step's vector-Jacobian product.
+
+    Inputs are those of the step, ``grad_spike`` and ``grad_STATE`` of the new states; outputs ``grad_x``, ``grad_STATE``
+    of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
+    """
+    with _plain_torch():
+        inputs = _scalars(("x", *states, *parameters), dtype)
+        upstream = _scalars(("grad_spike", *(f"grad_{name}" for name in states)), dtype)
+        wanted = ("x", *states, *learned)
+        for name in wanted:
+            inputs[name].requires_grad_()
+        with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
+            spike, updated = _take(step, inputs, states, parameters)
+            results = [spike, *(updated[name] for name in states)]
+            pairs = [(r, g) for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
+            grads: Sequence[Tensor | None] = [None] * len(wanted)
+            if pairs:
+                roots, seeds = zip(*pairs, strict=True)
+                grads = torch.autograd.grad(roots, [inputs[n] for n in wanted], seeds, allow_unused=True)
+        outputs = {
+            f"grad_{name}": None if grad is None else recorder.value(grad)
+            for name, grad in zip(wanted, grads, strict=True)
+        }
+    return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
+
+
+class _plain_torch:  # noqa: N801
+    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, other modes."""
+
+    def __enter__(self) -> None:
+        self._contexts = (
+            _disable_current_modes(),
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.device("cpu"),
+        )
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def _take(
+    step: Step, inputs: Mapping[str, Tensor], states: Sequence[str], parameters: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    return step(inputs["x"], {name: inputs[name] for name in states}, {name: inputs[name] for name in parameters})
+
+
+def _scalars(names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: torch.full((), 0.5, dtype=dtype) for name in names}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _caller() -> Line | None:
+    """The innermost frame outside torch and this package's tracer: the neuron's or the surrogate's own line.
+
+    None for what autograd derived by itself.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == __file__ and frame.f_code.co_name == trace_backward.__name__:
+            return None
+        if not file.startswith((*_INTERNAL, "<frozen")):
+            return Line(frame.f_code.co_name, file, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _at(line: Line | None) -> str:
+    return f", at {line}" if line else ""
