@@ -14,6 +14,7 @@ from spikingjelly.activation_based import surrogate as upstream
 from torch import Tensor, nn
 
 from . import compat
+from .checks import check_number, check_positive
 from .parameter import bounded, check_bounds
 
 __all__ = ["LearnableATan", "Rect"]
@@ -47,12 +48,11 @@ class LearnableATan(upstream.SurrogateFunctionBase):
     def __init__(
         self, alpha: float = 2.0, k: float = 1.0, *, k_bounds: tuple[float, float] = (0.5, 5.0), spiking: bool = True
     ) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha: expected a positive number, got {alpha!r}")
+        alpha, k = check_positive("alpha", alpha), check_number("k", k)
         low, high = check_bounds("k_bounds", k_bounds)
         if not low <= k <= high:
             raise ValueError(f"k: expected a value within k_bounds [{low}, {high}], got {k!r}")
-        compat.init_surrogate(self, spiking, alpha=float(alpha), k=nn.Parameter(torch.tensor(float(k))))
+        compat.init_surrogate(self, spiking, alpha=alpha, k=nn.Parameter(torch.tensor(k)))
         self.k_bounds = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,9 +121,7 @@ class Rect(upstream.SurrogateFunctionBase):
     alpha: float
 
     def __init__(self, alpha: float = 1.0, spiking: bool = True) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha: expected a positive number, got {alpha!r}")
-        compat.init_surrogate(self, spiking, alpha=float(alpha))
+        compat.init_surrogate(self, spiking, alpha=check_positive("alpha", alpha))
 
     @staticmethod
     def spiking_function(x: Tensor, alpha: float) -> Tensor:

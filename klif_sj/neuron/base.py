@@ -11,8 +11,8 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
 
 from .. import compat, fused
+from ..checks import check_bool, check_input, check_number
 from ..parameter import Effective, PerStep
-from .checks import check_bool, check_input, check_number
 
 State = float | Tensor
 EffectiveParameters = dict[str, Tensor | PerStep]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_bool, check_tau
 from ..surrogate import Rect
 from .base import FusedNode
-from .checks import check_bool, check_tau
 
 
 class CLIFNode(FusedNode):

@@ -1,4 +1,4 @@
-"""What a neuron accepts, and what it says when it gets something else."""
+"""What a neuron or a surrogate accepts, and what it says when it gets something else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def check_number(name: str, value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return float(value)
+
+
+def check_positive(name: str, value: object) -> float:
+    number = check_number(name, value)
+    if not number > 0.0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return number
 
 
 def check_tau(tau: object) -> float:
