@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from klif_sj import CLIFNode, Rect
-from klif_sj.compat import SPIKINGJELLY_2
 from neurons import CPU_BACKENDS
+from tolerance import assert_close, assert_equal
 from torch import Tensor
 
-from tolerance import assert_close, assert_equal
+from klif_sj import CLIFNode, Rect
+from klif_sj.compat import SPIKINGJELLY_2
 
 upstream_2 = pytest.mark.skipif(not SPIKINGJELLY_2, reason="0.0.0.0.14 has no CLIF")
 
@@ -19,7 +19,7 @@ upstream_2 = pytest.mark.skipif(not SPIKINGJELLY_2, reason="0.0.0.0.14 has no CL
 def fire(u: Tensor) -> Tensor:
     """1[u >= 0], with the slope of a rectangle of height and width 1."""
     ramp = (u + 0.5).clamp(0, 1)
-    return (u >= 0).to(u) + ramp - ramp.detach()
+    return (u >= 0).to(u) + (ramp - ramp.detach())
 
 
 def reference(
@@ -64,7 +64,7 @@ def test_equations_in_float64(
 ) -> None:
     options = {"tau": tau, "decay_input": decay_input, "v_reset": v_reset, "detach_reset": detach_reset}
     options["v_threshold"] = 0.8
-    inputs = [torch.randn(6, 2, 7), 0.5 * torch.randn(2, 7), torch.rand(2, 7)]
+    inputs = [2 * torch.randn(6, 2, 7), 0.5 * torch.randn(2, 7), torch.rand(2, 7)]
     expected_inputs = [value.double().requires_grad_() for value in inputs]
     expected = reference(*expected_inputs, **options)
     loss_of(expected).backward()

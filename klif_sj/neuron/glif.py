@@ -115,7 +115,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
     ) -> None:
         T = None if T is None else _check_count("T", T)
         if inplane is not None and inplane != "lazy":
-            inplane = _check_count("inplane", inplane)
+            inplane = _check_count("inplane", inplane, "an integer, None or 'lazy'")
         node_options: dict[str, Any] = {
             "v_threshold": _check_fraction("init_v_threshold", init_v_threshold),
             "v_reset": None,
@@ -351,9 +351,9 @@ def _split(key: str) -> tuple[str, str]:
     return module + dot, name
 
 
-def _check_count(name: str, value: object) -> int:
+def _check_count(name: str, value: object, expected: str = "an integer") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected an integer from 1, got {value!r}")
     return value
