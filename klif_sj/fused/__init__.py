@@ -1,5 +1,6 @@
-"""From a neuron's step to a fused multi-step kernel: trace -> source -> cuda | host -> op."""
+"""From a neuron's step to a fused multi-step kernel: trace -> source -> program -> kernel -> cuda | host -> op."""
 
-from .backend import program_of, require_backend, run, serving_backend, supported_backends, unavailable
+from .backend import require_backend, serving_backend, supported_backends, unavailable
+from .run import program_of, run
 
 __all__ = ["program_of", "require_backend", "run", "serving_backend", "supported_backends", "unavailable"]

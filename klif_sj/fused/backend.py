@@ -1,17 +1,11 @@
-"""Which backend serves a call, what is said when a named one cannot, and the way from a neuron to its kernel."""
+"""Which backend serves a call, and what is said when a named one cannot."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..parameter import PerStep
-from .program import Parameter, build_program
+from torch import Tensor
 
 BACKENDS = ("auto", "torch", "cpp", "cupy")
 _DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
@@ -58,156 +52,11 @@ def serving_backend(backend: str, x: Tensor) -> str:
         return wanted if unavailable(wanted) is None else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(
-            f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the input, or "
-            "use backend='auto'"
+            f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
+            "input, or use backend='auto'"
         )
     return backend
 
 
 # torch.compile takes the results of the functions marked so as constants instead of tracing into them.
 unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def run(
-    node: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    effective: Mapping[str, Tensor | PerStep],
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-    """Run a neuron's generated kernel over a sequence: spikes, final states, and the states at every step if stored.
-
-    The neuron is used by what it says of itself: ``states``, ``advance``, ``channel_dim``, ``store_v_seq``.
-    """
-    importlib.import_module("klif_sj.fused.op")
-    values = {name: value.values if isinstance(value, PerStep) else value for name, value in effective.items()}
-    dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
-    for name, tensor in raw_scalars(node).items():
-        values[name if name not in values else f"raw_{name}"] = tensor.to(dtype).reshape(())
-    gradients = torch.is_grad_enabled()
-    kinds = tuple(
-        (name, isinstance(effective.get(name), PerStep), value.ndim > isinstance(effective.get(name), PerStep),
-         gradients and value.requires_grad)
-        for name, value in values.items()
-    )  # fmt: skip
-    learns = gradients and (
-        x_seq.requires_grad or any(k[3] for k in kinds) or any(state.requires_grad for state in initial)
-    )
-    text, used, attributes = node.step_program(str(dtype), kinds, learns)
-    for module, name in attributes:
-        getattr(node.get_submodule(module), name)  # read, so that torch.compile guards on what the program depends on
-    parameters = [values[name] for name in used]
-    for name, tensor in zip(used, parameters, strict=True):
-        if tensor.device != x_seq.device:
-            raise ValueError(
-                f"{type(node).__name__}: expected parameter {name!r} on the input's device {x_seq.device}, got "
-                f"{tensor.device}; move the neuron with .to({str(x_seq.device)!r})"
-            )
-    spikes, *rest = torch.ops.klif_sj.forward(
-        text, x_seq, initial, initial_value, parameters, node.channel_dim, learns, node.store_v_seq
-    )
-    count = len(node.states)
-    return (
-        spikes,
-        dict(zip(node.states, rest[:count], strict=True)),
-        dict(zip(node.states, rest[count + 1 :], strict=False)),
-    )
-
-
-def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """One-element parameters and buffers of a neuron and its submodules (a surrogate's, say) by dotted name."""
-    found = {
-        f"{prefix}{name}": tensor
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None and not nn.parameter.is_lazy(tensor) and tensor.numel() == 1
-    }
-    for name, child in module._modules.items():
-        if child is not None:
-            found.update(raw_scalars(child, f"{prefix}{name}."))
-    return found
-
-
-_INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
-    "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "effective", "lava_s_cale",
-    "forward_kernel", "backward_kernel", "_neuron_precision",
-}  # fmt: skip
-_programs: dict[Any, tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]] = {}
-_kept_alive: list[Any] = []
-
-
-def program_of(
-    node: Any, dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...], backward: bool
-) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """A neuron's encoded program, the names of its parameters in order, and the attributes that it depends on.
-
-    Traced once for each distinct set of equations: the class, its three methods, and every attribute of the neuron and
-    its submodules. So a changed ``tau``, surrogate or method gives another program.
-    """
-    constants = _constants(node)
-    methods = (type(node).neuronal_charge, type(node).neuronal_fire, type(node).neuronal_reset)
-    key = (type(node), methods, constants, dtype, kinds, backward)
-    found = _programs.get(key)
-    if found is None:
-        program = build_program(
-            _title(node), functools.partial(_step, node), node.states, [Parameter(*kind) for kind in kinds],
-            getattr(torch, dtype.removeprefix("torch.")), backward,
-        )  # fmt: skip
-        attributes = tuple(
-            (module, name) for module, name, value in constants if value is None or isinstance(value, bool | int | float | str)
-        )
-        found = (program.encode(), tuple(p.name for p in program.parameters), attributes)
-        _programs[key] = found
-    return found
-
-
-def _constants(module: nn.Module, prefix: str = "") -> tuple[tuple[str, str, Any], ...]:
-    """Every attribute of a module and its submodules that its equations may read, as hashable values."""
-    found = [(prefix, "", type(module))]
-    for name, value in module.__dict__.items():
-        if name in _INTERNAL_ATTRIBUTES or name.endswith("_seq"):
-            continue
-        if not isinstance(value, bool | int | float | str | None):
-            value = _hashable(value)
-        found.append((prefix, name, value))
-    for name, child in module._modules.items():
-        if child is not None:
-            found += _constants(child, f"{prefix}.{name}" if prefix else name)
-    return tuple(found)
-
-
-def _hashable(value: Any) -> Any:
-    """A value that equals only what would trace the same: the value itself, or the identity of what cannot be compared."""
-    if isinstance(value, tuple | list):
-        return (type(value), *map(_hashable, value))
-    if isinstance(value, dict):
-        return (dict, *((name, _hashable(item)) for name, item in value.items()))
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if not any(value is kept for kept in _kept_alive):
-        _kept_alive.append(value)
-    return (type(value), id(value))
-
-
-def _step(
-    node: Any, x: Tensor, states: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of a neuron on the given tensors, in place of its own parameters."""
-    held = []
-    for name in raw_scalars(node):
-        owner, _, attribute = name.rpartition(".")
-        module = node.get_submodule(owner)
-        tensors = module._parameters if attribute in module._parameters else module._buffers
-        held.append((tensors, attribute, tensors[attribute]))
-        tensors[attribute] = parameters.get(f"raw_{name}", parameters.get(name))
-    try:
-        return node.advance(x, states, parameters)
-    finally:
-        for tensors, attribute, tensor in held:
-            tensors[attribute] = tensor
-
-
-def _title(node: nn.Module) -> str:
-    """The neuron on one line, without what makes no difference to its equations."""
-    surrogate = getattr(node, "surrogate_function", None)
-    settings = ", ".join(
-        part for part in node.extra_repr().split(", ") if not part.startswith(("step_mode", "backend"))
-    )
-    return f"{type(node).__name__}({settings}) with {surrogate}"

@@ -1,4 +1,155 @@
-"""Kernels for the GPU (to come)."""
-def require(): raise ImportError("not yet")
-def partial_sums(*a): raise NotImplementedError
-def launch(*a): raise NotImplementedError
+"""Kernels for the GPU: compiled by CuPy (NVRTC), cached by CuPy on disk, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import torch
+
+from .call import pack, tensors_of
+from .kernel import SEGMENT, Kernel
+from .layout import Geometry
+
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""No fused multiply-adds, so that results are torch's own. Division and square root are IEEE's by default."""
+
+BLOCK = {False: 128, True: 256}
+"""Threads of a block, in the schedule without and with ``columns``."""
+
+
+def require() -> None:
+    """Check that CuPy and a GPU are there.
+
+    :raises ImportError: without CuPy, with what to install
+    :raises RuntimeError: without a GPU
+    """
+    toolkit = (torch.version.cuda or "13").split(".")[0]
+    try:
+        import cupy
+    except Exception as error:
+        raise ImportError(
+            f"CuPy cannot be imported ({type(error).__name__}: {error}); install the one for torch's CUDA {toolkit}: "
+            f"pip install cupy-cuda{toolkit}x"
+        ) from error
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"CuPy {cupy.__version__} is installed, but torch finds no CUDA GPU on this machine")
+
+
+def source(kernel: Kernel, vector: int) -> str:
+    """The kernel's CUDA source for threads that own ``vector`` neighbouring neurons."""
+    return kernel.source("cuda.cu", BLOCK=BLOCK[kernel.columns], VECTOR=vector)
+
+
+def vector_width(kernel: Kernel) -> int:
+    """How many neighbours a thread owns where memory allows.
+
+    16-bit storage moves 16 bytes at a time. Wider storage keeps about 64 bytes in flight a thread, as several steps or
+    as several neighbours. With ``columns`` every neighbour has its own parameter gradients, which must fit registers.
+    """
+    if kernel.columns and kernel.backward and kernel.grads:
+        return 2 if kernel.dtype.itemsize == 2 else 1
+    if kernel.dtype.itemsize == 2:
+        return 8
+    size = kernel.dtype.itemsize
+    width = max(64 // (min(kernel.steps, SEGMENT) * size), 1)
+    return min(1 << (width.bit_length() - 1), 16 // size)
+
+
+def fitting_vector(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> int:
+    """:func:`vector_width` where every row starts on its boundary, else 1."""
+    vector = vector_width(kernel)
+    run = geometry.channels if kernel.columns else geometry.inner
+    strides = (arguments["x_stride"], arguments.get("grad_spikes_stride", 0), geometry.neurons, run)
+    if any(stride % vector for stride in strides):
+        return 1
+    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in tensors_of(arguments)):
+        return 1
+    return vector
+
+
+def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tuple[int, int, int]:
+    """Blocks, tiles or rows of each block, and blocks that share a channel.
+
+    Blocks enough to fill the GPU several times over; where there are parameter gradients no more, so that few partial
+    sums are written.
+    """
+    outer, channels, inner = geometry
+    enough = processors * 64
+    if kernel.columns:
+        tall = BLOCK[True] // 32
+        across = math.ceil(channels / (32 * vector))
+        shares = min(math.ceil(outer / tall), max(enough // across, 1))
+        rows = tall * math.ceil(math.ceil(outer / shares) / tall)
+        shares = math.ceil(outer / rows)
+        return shares * across, rows, shares
+    tiles = math.ceil(outer * inner / (BLOCK[False] * vector))
+    rows = max(tiles * channels // enough, 1) if kernel.grads else 1
+    shares = math.ceil(tiles / rows)
+    return shares * channels, rows, shares
+
+
+def launch(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> None:
+    """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
+    x = arguments["x"]
+    vector = fitting_vector(kernel, geometry, arguments)
+    blocks, rows, shares = grid(kernel, geometry, vector, _processors(x.device))
+    if not kernel.backward:
+        submit(kernel, vector, "forward", blocks, pack(kernel, {**arguments, "rows": rows}), x.device)
+        return
+    grads = arguments["grad_parameters"]
+    partial = grads.new_empty(shares * geometry.channels * kernel.grads)
+    arguments = {**arguments, "partial": partial}
+    submit(kernel, vector, "backward", blocks, pack(kernel, {**arguments, "rows": rows}), x.device)
+    if kernel.grads:
+        sums = kernel.grads * geometry.channels
+        blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
+        submit(kernel, vector, "finish", blocks, pack(kernel, {**arguments, "rows": shares}), x.device)
+
+
+def submit(kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
+    """Queue one kernel on torch's current stream of a device."""
+    from cupy.cuda import driver
+
+    block = ctypes.create_string_buffer(call, len(call))
+    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+    with torch.cuda.device(device):
+        function = _function(kernel, vector, name, torch.cuda.current_device())
+        stream = torch.cuda.current_stream().cuda_stream
+        threads = BLOCK[kernel.columns]
+        driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(parameters), 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _function(kernel: Kernel, vector: int, name: str, device: int) -> int:
+    """The handle of a compiled function on a device."""
+    return _module(kernel, vector, device).get_function(name).kernel.ptr
+
+
+@functools.lru_cache(maxsize=2048)
+def _module(kernel: Kernel, vector: int, device: int) -> Any:
+    """Compile a kernel for a device.
+
+    :raises RuntimeError: with NVRTC's log and the source, if it does not compile
+    """
+    import cupy
+
+    text = source(kernel, vector)
+    with cupy.cuda.Device(device):
+        module = cupy.RawModule(code=text, options=OPTIONS, backend="nvrtc")
+        try:
+            module.compile()
+        except cupy.cuda.compiler.CompileException as error:
+            raise RuntimeError(f"NVRTC refused a generated kernel: {error}\n{_numbered(text)}") from error
+    return module
+
+
+def _numbered(text: str) -> str:
+    return "\n".join(f"{number:4} {line}" for number, line in enumerate(text.splitlines(), 1))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -13,10 +13,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from .call import pack
 from .kernel import Kernel
 from .layout import Geometry
 
@@ -47,8 +48,8 @@ def compiler() -> str:
     raise CompilerError(
         f"no C++ compiler: $CXX names {named!r}, which is not found"
         if named
-        else "no C++ compiler: none of g++, clang++, c++ is on the PATH; install one (for example `apt install g++`) or "
-        "set $CXX"
+        else "no C++ compiler: none of g++, clang++, c++ is on the PATH; install one (for example `apt install g++`) "
+        "or set $CXX"
     )
 
 
@@ -86,7 +87,9 @@ def cache_folder() -> Path:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klif_sj"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        raise CompilerError(f"the kernel cache {folder} belongs to another user; set $KLIF_SJ_CACHE to a folder of yours")
+        raise CompilerError(
+            f"the kernel cache {folder} belongs to another user; set $KLIF_SJ_CACHE to a folder of yours"
+        )
     return folder
 
 
@@ -119,12 +122,15 @@ def _compile(source: str, path: str, flags: tuple[str, ...], library: Path, key:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         text.write_text(source)
-        result = subprocess.run([path, *flags, str(text), "-o", str(built)], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [path, *flags, str(text), "-o", str(built)], capture_output=True, text=True, check=False
+        )
         if result.returncode:
             kept = library.with_suffix(".failed.cpp")
             os.replace(text, kept)
             raise CompilerError(
-                f"{path} refused a generated kernel (exit status {result.returncode}). Its source: {kept}\n{result.stderr}"
+                f"{path} refused a generated kernel (exit status {result.returncode}).\n"
+                f"Its source: {kept}\n{result.stderr}"
             )
         with built.open("ab") as file:
             file.write(_seal(built.read_bytes(), key))
@@ -156,23 +162,26 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
 
 
-def partial_sums(kernel: Kernel, geometry: Geometry) -> tuple[int, int]:
+def launch(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> None:
+    """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
+    rows, sums = _partial_sums(kernel, geometry)
+    threads = 1 if geometry.neurons * kernel.steps < SERIAL_LIMIT or _forked else torch.get_num_threads()
+    partial = arguments["grad_parameters"].new_empty(sums) if kernel.backward else None
+    load(kernel)(pack(kernel, {**arguments, "partial": partial, "rows": rows, "threads": threads}))
+
+
+def _partial_sums(kernel: Kernel, geometry: Geometry) -> tuple[int, int]:
     """Outer positions that share a row of partial sums, and how many sums there are in all. Set by the shape alone."""
     outer, channels, inner = geometry
     if kernel.columns:
         rows = max(-(-outer // 64), 1)
         return rows, -(-outer // rows) * kernel.grads * channels
     return 1, outer * channels * -(-inner // LANES) * kernel.grads
-
-
-def launch(kernel: Kernel, geometry: Geometry, x: Tensor, pack: Callable[..., bytes]) -> None:
-    """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
-    work = geometry.neurons * kernel.steps
-    threads = 1 if work < SERIAL_LIMIT or _forked else torch.get_num_threads()
-    load(kernel)(pack(threads=threads))
 
 
 _forked = False

@@ -61,8 +61,8 @@ class Kernel:
         parameters = ", ".join(_describe(p) for p in program.parameters) or "none"
         return (
             f"// {program.neuron}\n"
-            "// One time step below is generated from its neuronal_charge, neuronal_fire and neuronal_reset; comments are\n"
-            "// the lines of Python that the statements under them came from.\n"
+            "// One time step below is generated from its neuronal_charge, neuronal_fire and neuronal_reset; comments\n"
+            "// are the lines of Python that the statements under them came from.\n"
             f"// states: {', '.join(program.states)}    parameters: {parameters}\n"
             f"// T = {self.steps}, {STORAGE[self.dtype]} in and out, arithmetic in {program.dtype}\n"
         )
@@ -105,8 +105,9 @@ class Kernel:
     def _step_backward(self) -> str:
         return (
             "// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.\n"
-            "INLINE void step_backward(const real x, const real (&state)[STATES], const real *p, const real grad_spike,\n"
-            "                          real (&grad_state)[STATES], real *grad_p, real &grad_x) {\n"
+            "INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,\n"
+            "                          const real grad_spike, real (&grad_state)[STATES], real *grad_p,\n"
+            "                          real &grad_x) {\n"
             f"{self.program.backward}\n}}\n"
         )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import struct
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from . import cuda, host
 from .kernel import Kernel
-from .layout import Geometry, contiguous_strides, empty_sequence, geometry, step_strides, with_layout
+from .layout import Geometry, empty_sequence, geometry, step_strides, with_layout
 from .program import Parameter, Program
 
 COLUMN_LIMIT = 32
@@ -118,6 +116,11 @@ def _backward(
     return [*grad_x, *grad_initial, *launch.parameter_gradients()]
 
 
+def target_of(tensor: Tensor) -> ModuleType:
+    """The module that launches kernels where a tensor is."""
+    return cuda if tensor.is_cuda else host
+
+
 class _Launch:
     """One call of a kernel: the arguments brought into its layout, and packed."""
 
@@ -141,36 +144,28 @@ class _Launch:
             self._spread(tensor, parameter) for tensor, parameter in zip(parameters, program.parameters, strict=True)
         ]
         self.kernel = Kernel(program, x_seq.shape[0], x_seq.dtype, self.columns, record, backward)
-        self.target: ModuleType = cuda if x_seq.is_cuda else host
-        self.grads: Tensor | None = None
 
     def state(self, tensor: Tensor) -> Tensor:
         """A state, or the gradient of one, in the kernel's layout."""
         return with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
 
     def run(self, **tensors: Any) -> None:
-        rows, partial = 1, None
-        if self.kernel.backward:
-            rows, size = self.target.partial_sums(self.kernel, self.geometry)
-            partial = self.x.new_empty(size, dtype=getattr(torch, self.program.dtype))
-            self.grads = partial.new_zeros((self.kernel.grads, self.geometry.channels))
-        if self.geometry.neurons == 0:
-            return
         arguments = {
             "x": self.x,
             "x_stride": self.x.stride(0),
             "initial": self.initial,
             "initial_value": self.initial_value,
             "parameters": self.parameters,
-            "partial": partial,
-            "grad_parameters": self.grads,
             **self.geometry._asdict(),
-            "rows": rows,
             **tensors,
         }
-        if tensors.get("grad_spikes") is not None:
+        if self.kernel.backward:
+            size = (self.kernel.grads, self.geometry.channels)
+            self.grads = self.x.new_zeros(size, dtype=getattr(torch, self.program.dtype))
+            arguments["grad_parameters"] = self.grads
             arguments["grad_spikes_stride"] = tensors["grad_spikes"].stride(0)
-        self.target.launch(self.kernel, self.geometry, self.x, lambda **extra: pack(self.kernel, {**arguments, **extra}))
+        if self.geometry.neurons:
+            target_of(self.x).launch(self.kernel, self.geometry, arguments)
 
     def parameter_gradients(self) -> list[Tensor]:
         """The gradients of the learned parameters, in their shapes."""
@@ -192,35 +187,6 @@ class _Launch:
         if parameter.per_channel and self.neighbours > 1:
             return tensor.repeat_interleave(self.neighbours, dim=-1)
         return tensor.contiguous()
-
-
-_FIELDS: tuple[tuple[str, str], ...] = (
-    ("x", "one"), ("x_stride", "one"), ("spikes", "one"), ("initial", "state"), ("initial_value", "value"),
-    ("final", "state"), ("checkpoints", "one"), ("sequences", "state"), ("parameters", "parameter"),
-    ("grad_spikes", "one"), ("grad_spikes_stride", "one"), ("grad_final", "state"), ("grad_sequences", "state"),
-    ("grad_x", "one"), ("grad_initial", "state"), ("partial", "one"), ("grad_parameters", "one"),
-    ("outer", "one"), ("channels", "one"), ("inner", "one"), ("rows", "one"), ("threads", "one"),
-)  # fmt: skip
-"""The fields of ``Call`` in walk.h, in order, and how many values each holds."""
-
-
-@functools.lru_cache(maxsize=256)
-def _packing(states: int, parameters: int) -> tuple[struct.Struct, dict[str, int]]:
-    counts = {"one": 1, "state": states, "value": states, "parameter": max(parameters, 1)}
-    layout = "".join(f"{counts[kind]}{'d' if kind == 'value' else 'q'}" for _, kind in _FIELDS)
-    return struct.Struct(f"@{layout}"), counts
-
-
-def pack(kernel: Kernel, arguments: dict[str, Any]) -> bytes:
-    """A ``Call``: addresses of tensors, and numbers. What is missing is null."""
-    packing, counts = _packing(len(kernel.program.states), len(kernel.program.parameters))
-    values: list[Any] = []
-    for name, kind in _FIELDS:
-        given = arguments.get(name)
-        items = [given] if kind == "one" else list(given or ())
-        numbers = [item.data_ptr() if isinstance(item, Tensor) else item or 0 for item in items]
-        values += numbers + [0] * (counts[kind] - len(numbers))
-    return packing.pack(*values)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -250,7 +216,7 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise NotImplementedError(
-        "fused kernels have no second derivative; use backend='torch' for a neuron whose gradient is differentiated again"
+        "fused kernels have no second derivative; use backend='torch' for a neuron whose gradient is differentiated"
     )
 
 

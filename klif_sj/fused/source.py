@@ -26,11 +26,16 @@ C_TYPES = {
     torch.uint8: "unsigned char",
 }
 
-_RESERVED = frozenset(
-    "x p state spike grad_p grad_state grad_spike grad_x auto bool break case char const continue default do double else "
-    "enum extern float for if int long return short signed sizeof static struct switch this typedef union unsigned "
-    "using void volatile while real io step".split()
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_RESERVED = _words("""
+    x p state spike grad_p grad_state grad_spike grad_x real io step auto bool break case char const continue default
+    do double else enum extern float for if int long return short signed sizeof static struct switch this typedef union
+    unsigned using void volatile while
+""")
 _ASSIGNMENT = re.compile(r"(?:self\.)?([A-Za-z_]\w*)\s*[-+*/]?=(?!=)")
 
 Arguments = tuple[str, ...]
@@ -96,10 +101,10 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
 READ_ONCE = frozenset(("rsub", "neg", "reciprocal", "where", "masked_fill", "logical_not", "_to_copy"))
 """Those of them that print every argument once, so that an argument may be a whole expression."""
 
-CALLS = frozenset(
-    "abs exp expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign sgn "
-    "floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot".split()
-)
+CALLS = _words("""
+    abs exp expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign sgn
+    floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot
+""")
 """Operations that the prelude defines as a function, by the same name with a trailing underscore."""
 
 CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
@@ -185,9 +190,7 @@ class _Printer:
 
     def _stays_in_line(self, index: int, operation: Operation) -> bool:
         """Whether the one reader of a result comes from the same line, so that both read as one expression."""
-        reader = next(
-            (op for op in self.graph.operations[index + 1 :] if Value(index) in op.args), None
-        )
+        reader = next((op for op in self.graph.operations[index + 1 :] if Value(index) in op.args), None)
         if reader is None or reader.line != operation.line:
             return False
         reads_once = reader.name in INFIX or reader.name in CALLS or reader.name in READ_ONCE
@@ -197,7 +200,7 @@ class _Printer:
         outputs = [name for name, value in self.graph.outputs.items() if value == Value(index)]
         last = all(op.line != operation.line for op in self.graph.operations[index + 1 :])
         match = _ASSIGNMENT.match(operation.line.text) if operation.line and last else None
-        base = match.group(1) if match else c_identifier(outputs[0]) if outputs else operation.name
+        base = match.group(1) if match else c_identifier(outputs[0]) if outputs else operation.name.removeprefix("_to_")
         while self.names[base] and (numbered := f"{base}_{self.names[base]}") in self.names:
             self.names[base] += 1
         name = numbered if self.names[base] else base

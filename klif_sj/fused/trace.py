@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class _Recorder(TorchDispatchMode):
 
 def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
     """The step: inputs x, the states and the parameters; outputs ``spike`` and the new states."""
-    with _plain_torch():
+    with _PlainTorch():
         inputs = _scalars(("x", *states, *parameters), dtype)
         with torch.no_grad(), _Recorder(inputs) as recorder:
             spike, updated = _take(step, inputs, states, parameters)
@@ -149,10 +150,10 @@ def trace_backward(
 ) -> Graph:
     """The step's vector-Jacobian product.
 
-    Inputs are those of the step, ``grad_spike`` and ``grad_STATE`` of the new states; outputs ``grad_x``, ``grad_STATE``
-    of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
+    Inputs are those of the step, ``grad_spike`` and ``grad_STATE`` of the new states; outputs ``grad_x``,
+    ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
-    with _plain_torch():
+    with _PlainTorch():
         inputs = _scalars(("x", *states, *parameters), dtype)
         upstream = _scalars(("grad_spike", *(f"grad_{name}" for name in states)), dtype)
         wanted = ("x", *states, *learned)
@@ -173,7 +174,7 @@ def trace_backward(
     return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
 
 
-class _plain_torch:  # noqa: N801
+class _PlainTorch:
     """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, other modes."""
 
     def __enter__(self) -> None:
@@ -210,14 +211,14 @@ def _caller() -> Line | None:
 
     None for what autograd derived by itself.
     """
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if file == __file__ and frame.f_code.co_name == trace_backward.__name__:
             return None
         if not file.startswith((*_INTERNAL, "<frozen")):
             return Line(frame.f_code.co_name, file, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 

@@ -165,10 +165,10 @@ class FusedNode(BaseNode):
             for name, value in self.effective_parameters().items()
         }
         if fused.serving_backend(self.backend, x_seq) != "torch":
-            values = list(states.values())
-            if any(isinstance(value, Tensor) for value in values):
-                return fused.run(self, x_seq, [as_state(v, x_seq[0], dtype) for v in values], [], effective)
-            return fused.run(self, x_seq, [], values, effective)
+            numbers = [value for value in states.values() if not isinstance(value, Tensor)]
+            if len(numbers) == len(states):
+                return fused.run(self, x_seq, [], numbers, effective)
+            return fused.run(self, x_seq, [as_state(v, x_seq[0], dtype) for v in states.values()], [], effective)
         return self._run_torch(x_seq, states, effective)
 
     def step_program(self, *of: Any) -> Any:

@@ -29,46 +29,47 @@ template <class Body> static void for_blocks(const Call &call, const Body &body)
     }
 }
 
-// Calls body(Constant<length>, t0, segment) for every segment, in order or backwards.
-template <bool REVERSED, class Body> INLINE void for_segments(Body &&body) {
-    constexpr int TAIL = T % SEGMENT;
-    if (REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
-    for (int n = 0; n < T / SEGMENT; n++) {
-        const int segment = REVERSED ? T / SEGMENT - 1 - n : n;
-        body(Constant<SEGMENT>(), segment * SEGMENT, segment);
+// The states where a segment starts, from the checkpoints, or from the initial states.
+static void fill_states(const Call &call, int64 neurons, int segment, int64 first, int lanes, real (&states)[STATES][LANES]) {
+    for (int j = 0; j < STATES; j++) {
+        const real *from = segment ? call.checkpoints + ((segment - 1) * STATES + j) * neurons : call.initial[j];
+        if (from) memcpy(states[j], from + first, lanes * sizeof(real));
+        else for (int lane = 0; lane < lanes; lane++) states[j][lane] = real(call.initial_value[j]);
     }
-    if (!REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
+}
+
+// A lane's locals live in a function of their own, not in the loop: there, OpenMP would keep them in memory.
+template <int L>
+INLINE void forward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, const io *in, int64 stride,
+                         io *out, real (&states)[STATES][LANES]) {
+    State state;
+    real x[L];
+    unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
+    unroll<L>([&](auto s) LAMBDA { x[s] = load_(in[s * stride + lane]); });
+    walk<L>(view, first + lane, channel, t0, x, state);
+    unroll<L>([&](auto s) LAMBDA { store_(x[s], out[s * view.neurons + lane]); });
+    unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
 }
 
 extern "C" void forward(const Call *launch) {
     const Call &call = *launch;
-    const int64 neurons = call.outer * call.channels * call.inner;
+    const View view = view_of(call);
     for_blocks(call, [&](int64 first, int lanes, int64 first_channel, int64, int64, bool) {
         real states[STATES][LANES];
+        fill_states(call, view.neurons, 0, first, lanes, states);
         for_segments<false>([&](auto length, int t0, int segment) LAMBDA {
             constexpr int L = length.value;
+            const int64 stride = call.x_stride, neurons = view.neurons;
+            const io *in = call.x + t0 * stride + first;
+            io *out = call.spikes + t0 * neurons + first;
 #pragma omp simd
-            for (int lane = 0; lane < lanes; lane++) {
-                const int64 neuron = first + lane, channel = first_channel + (COLUMNS ? lane : 0);
-                State state;
-                if (segment == 0) load_initial(call, neuron, state);
-                else unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
-                real x[L];
-                unroll<L>([&](auto s) LAMBDA { x[s] = load_(call.x[(t0 + s) * call.x_stride + neuron]); });
-                walk<L>(call, neurons, neuron, channel, t0, x, state);
-                unroll<L>([&](auto s) LAMBDA { store_(x[s], call.spikes[(t0 + s) * neurons + neuron]); });
-                unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
-            }
+            for (int64 lane = 0; lane < lanes; lane++)
+                forward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, stride, out, states);
             if (t0 + L < T && call.checkpoints)
-                for (int lane = 0; lane < lanes; lane++) {
-                    State state;
-                    unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
-                    store_checkpoint(call, neurons, segment + 1, first + lane, state);
-                }
+                for (int j = 0; j < STATES; j++)
+                    memcpy(call.checkpoints + (segment * STATES + j) * neurons + first, states[j], lanes * sizeof(real));
         });
-        unroll<STATES>([&](auto j) LAMBDA {
-            if (call.final[j]) memcpy(call.final[j] + first, states[j], lanes * sizeof(real));
-        });
+        for (int j = 0; j < STATES; j++) memcpy(call.final[j] + first, states[j], lanes * sizeof(real));
     });
 }
 
@@ -90,45 +91,57 @@ static void finish(const Call &call) {
         }
 }
 
+template <int L>
+INLINE void backward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, const io *in, int64 x_stride,
+                          const io *grad_in, int64 grad_stride, io *out, int64 out_stride,
+                          const real (&states)[STATES][LANES], real (&grad_states)[STATES][LANES],
+                          real (&sums)[AT_LEAST_ONE(GRADS)][LANES]) {
+    State state, grad_state;
+    real x[L], grad[L];
+    Totals totals = {};
+    Stepwise<L> stepwise = {};
+    unroll<STATES>([&](auto j) LAMBDA {
+        state[j] = states[j][lane];
+        grad_state[j] = grad_states[j][lane];
+    });
+    unroll<L>([&](auto s) LAMBDA {
+        x[s] = load_(in[s * x_stride + lane]);
+        grad[s] = load_(grad_in[s * grad_stride + lane]);
+    });
+    walk_back<L>(view, first + lane, channel, t0, x, state, grad, grad_state, totals, stepwise);
+    unroll<L>([&](auto s) LAMBDA { store_(grad[s], out[s * out_stride + lane]); });
+    unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
+    unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += totals[q]; });
+    unroll<STEPWISE>([&](auto q) LAMBDA {
+        unroll<L>([&](auto s) LAMBDA { sums[TOTALS + q * T + t0 + s][lane] += stepwise[q][s]; });
+    });
+}
+
 extern "C" void backward(const Call *launch) {
     const Call &call = *launch;
-    const int64 neurons = call.outer * call.channels * call.inner;
+    const View view = view_of(call);
     for_blocks(call, [&](int64 first, int lanes, int64 first_channel, int64 slot, int64 grad_stride, bool fresh) {
-        real grad_states[STATES][LANES], sums[AT_LEAST_ONE(GRADS)][LANES];
+        real states[STATES][LANES], grad_states[STATES][LANES], sums[AT_LEAST_ONE(GRADS)][LANES];
+        io unwanted[LANES];
         memset(sums, 0, sizeof(sums));
-        unroll<STATES>([&](auto j) LAMBDA {
+        for (int j = 0; j < STATES; j++) {
             if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + first, lanes * sizeof(real));
             else memset(grad_states[j], 0, sizeof(grad_states[j]));
-        });
+        }
         for_segments<true>([&](auto length, int t0, int segment) LAMBDA {
             constexpr int L = length.value;
+            const int64 x_stride = call.x_stride, grad_stride = call.grad_spikes_stride;
+            const io *in = call.x + t0 * x_stride + first, *grad_in = call.grad_spikes + t0 * grad_stride + first;
+            io *out = call.grad_x ? call.grad_x + t0 * view.neurons + first : unwanted;
+            const int64 out_stride = call.grad_x ? view.neurons : 0;
+            fill_states(call, view.neurons, segment, first, lanes, states);
 #pragma omp simd
-            for (int lane = 0; lane < lanes; lane++) {
-                const int64 neuron = first + lane, channel = first_channel + (COLUMNS ? lane : 0);
-                State state, grad_state;
-                load_checkpoint(call, neurons, segment, neuron, state);
-                unroll<STATES>([&](auto j) LAMBDA { grad_state[j] = grad_states[j][lane]; });
-                real x[L], grad[L];
-                unroll<L>([&](auto s) LAMBDA {
-                    x[s] = load_(call.x[(t0 + s) * call.x_stride + neuron]);
-                    grad[s] = load_(call.grad_spikes[(t0 + s) * call.grad_spikes_stride + neuron]);
-                });
-                Totals totals = {};
-                Stepwise<L> stepwise = {};
-                walk_back<L>(call, neurons, neuron, channel, t0, x, state, grad, grad_state, totals, stepwise);
-                if (call.grad_x) unroll<L>([&](auto s) LAMBDA {
-                    store_(grad[s], call.grad_x[(t0 + s) * neurons + neuron]);
-                });
-                unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
-                unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += totals[q]; });
-                unroll<STEPWISE>([&](auto q) LAMBDA {
-                    unroll<L>([&](auto s) LAMBDA { sums[TOTALS + q * T + t0 + s][lane] += stepwise[q][s]; });
-                });
-            }
+            for (int64 lane = 0; lane < lanes; lane++)
+                backward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, x_stride, grad_in,
+                                 grad_stride, out, out_stride, states, grad_states, sums);
         });
-        unroll<STATES>([&](auto j) LAMBDA {
+        for (int j = 0; j < STATES; j++)
             if (call.grad_initial[j]) memcpy(call.grad_initial[j] + first, grad_states[j], lanes * sizeof(real));
-        });
         for (int g = 0; g < GRADS; g++) {
             real *row = call.partial + slot + g * grad_stride;
             if (COLUMNS)

@@ -1,12 +1,14 @@
 // Arithmetic and 16-bit storage, for the GPU and for the host. Needs no header on the GPU.
 #ifdef __CUDACC__
 #define INLINE __device__ __forceinline__
+#define DEVICE __device__
 #define LAMBDA
 #else
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #define INLINE static inline __attribute__((always_inline))
+#define DEVICE
 #define LAMBDA __attribute__((always_inline))
 using std::abs; using std::ceil; using std::floor; using std::trunc;
 #endif
@@ -14,7 +16,10 @@ using std::abs; using std::ceil; using std::floor; using std::trunc;
 typedef unsigned int bits32;
 typedef long long int64;
 
-template <int N> struct Constant { static constexpr int value = N; constexpr operator int() const { return N; } };
+template <int N> struct Constant { 
+    static constexpr int value = N;
+    DEVICE constexpr operator int() const { return N; }
+};
 
 // body(Constant<0>), ..., body(Constant<N - 1>), unrolled by construction.
 template <int N, int I = 0, class Body> INLINE void unroll(Body &&body) {

@@ -3,7 +3,7 @@
 constexpr int SEGMENTS = (T + SEGMENT - 1) / SEGMENT;      // a long sequence is walked in segments
 constexpr int LEARNED = TOTALS + STEPWISE;                 // parameters that have a gradient: one sum, or one per step
 constexpr int GRADS = TOTALS + STEPWISE * T;
-constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
+DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
 
 typedef real State[STATES];
 typedef real Parameters[AT_LEAST_ONE(PARAMETERS)];
@@ -24,7 +24,7 @@ struct Call {
     const io *grad_spikes;
     int64 grad_spikes_stride;
     const real *grad_final[STATES];                        // [neurons], or null: zero
-    const real *grad_sequences[STATES];                    // [T, neurons], or null: zero
+    const real *grad_sequences[STATES];                    // [T, neurons], with RECORD
     io *grad_x;                                            // [T, neurons]
     real *grad_initial[STATES];                            // [neurons]
     real *partial;                                         // sums of parameter gradients, before the second pass
@@ -33,42 +33,54 @@ struct Call {
     int64 threads;
 };
 
-INLINE void load_parameters(const Call &call, int64 channel, int t, Parameters &p) {
+// Calls body(Constant<length>, t0, segment) for every segment, in order or backwards.
+template <bool REVERSED, class Body> INLINE void for_segments(Body &&body) {
+    constexpr int TAIL = T % SEGMENT;
+    if (REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
+    for (int n = 0; n < T / SEGMENT; n++) {
+        const int segment = REVERSED ? T / SEGMENT - 1 - n : n;
+        body(Constant<SEGMENT>(), segment * SEGMENT, segment);
+    }
+    if (!REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
+}
+
+// What every step of a walk looks up; a copy in registers, which no store through the outputs can touch.
+struct View {
+    const real *parameters[AT_LEAST_ONE(PARAMETERS)];
+    real *sequences[STATES];
+    const real *grad_sequences[STATES];
+    int64 channels, neurons;
+};
+
+INLINE View view_of(const Call &call) {
+    View view;
+    unroll<PARAMETERS>([&](auto j) LAMBDA { view.parameters[j] = call.parameters[j]; });
+    unroll<STATES>([&](auto j) LAMBDA {
+        view.sequences[j] = call.sequences[j];
+        view.grad_sequences[j] = call.grad_sequences[j];
+    });
+    view.channels = call.channels;
+    view.neurons = call.outer * call.channels * call.inner;
+    return view;
+}
+
+INLINE void load_parameters(const View &view, int64 channel, int t, Parameters &p) {
     unroll<PARAMETERS>([&](auto j) LAMBDA {
         constexpr bool per_step = PER_STEP >> j.value & 1, per_channel = PER_CHANNEL >> j.value & 1;
-        const int64 step = per_step ? t * (per_channel ? call.channels : 1) : 0;
-        p[j] = call.parameters[j][step + (per_channel ? channel : 0)];
-    });
-}
-
-INLINE void load_initial(const Call &call, int64 neuron, State &state) {
-    unroll<STATES>([&](auto j) LAMBDA {
-        state[j] = call.initial[j] ? call.initial[j][neuron] : real(call.initial_value[j]);
-    });
-}
-
-INLINE void load_checkpoint(const Call &call, int64 neurons, int segment, int64 neuron, State &state) {
-    if (segment == 0) load_initial(call, neuron, state);
-    else unroll<STATES>([&](auto j) LAMBDA {
-        state[j] = call.checkpoints[((segment - 1) * STATES + j) * neurons + neuron];
-    });
-}
-
-INLINE void store_checkpoint(const Call &call, int64 neurons, int segment, int64 neuron, const State &state) {
-    unroll<STATES>([&](auto j) LAMBDA {
-        call.checkpoints[((segment - 1) * STATES + j) * neurons + neuron] = state[j];
+        const int64 step = per_step ? t * (per_channel ? view.channels : 1) : 0;
+        p[j] = view.parameters[j][step + (per_channel ? channel : 0)];
     });
 }
 
 // Replaces the L inputs by the spikes and advances the state.
 template <int L>
-INLINE void walk(const Call &call, int64 neurons, int64 neuron, int64 channel, int t0, real (&x)[L], State &state) {
+INLINE void walk(const View &view, int64 neuron, int64 channel, int t0, real (&x)[L], State &state) {
     unroll<L>([&](auto s) LAMBDA {
         Parameters p;
-        load_parameters(call, channel, t0 + s, p);
+        load_parameters(view, channel, t0 + s, p);
         step(x[s], state, p, x[s]);
         if constexpr (RECORD) unroll<STATES>([&](auto j) LAMBDA {
-            call.sequences[j][(t0 + s) * neurons + neuron] = state[j];
+            view.sequences[j][(t0 + s) * view.neurons + neuron] = state[j];
         });
     });
 }
@@ -77,7 +89,7 @@ INLINE void walk(const Call &call, int64 neurons, int64 neuron, int64 channel, i
 // Recomputes the states from the one at t0, then walks back. Replaces the L gradients of the spikes by those of x, the
 // gradient of the last state by that of the first, and adds to the gradients of the parameters.
 template <int L>
-INLINE void walk_back(const Call &call, int64 neurons, int64 neuron, int64 channel, int t0, const real (&x)[L],
+INLINE void walk_back(const View &view, int64 neuron, int64 channel, int t0, const real (&x)[L],
                       const State &first, real (&grad)[L], State &grad_state, Totals &totals, Stepwise<L> &stepwise) {
     real history[L][STATES];
     State state;
@@ -87,18 +99,18 @@ INLINE void walk_back(const Call &call, int64 neurons, int64 neuron, int64 chann
         if constexpr (s.value + 1 < L) {
             Parameters p;
             real spike;
-            load_parameters(call, channel, t0 + s, p);
+            load_parameters(view, channel, t0 + s, p);
             step(x[s], state, p, spike);
         }
     });
     unroll<L>([&](auto reversed) LAMBDA {
         constexpr int s = L - 1 - reversed.value;
         if constexpr (RECORD) unroll<STATES>([&](auto j) LAMBDA {
-            if (call.grad_sequences[j]) grad_state[j] += call.grad_sequences[j][(t0 + s) * neurons + neuron];
+            grad_state[j] += view.grad_sequences[j][(t0 + s) * view.neurons + neuron];
         });
         Parameters p;
         real grad_p[AT_LEAST_ONE(LEARNED)];
-        load_parameters(call, channel, t0 + s, p);
+        load_parameters(view, channel, t0 + s, p);
         step_backward(x[s], history[s], p, grad[s], grad_state, grad_p, grad[s]);
         unroll<TOTALS>([&](auto q) LAMBDA { totals[q] += grad_p[q]; });
         unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][s] += grad_p[TOTALS + q]; });
