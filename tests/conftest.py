@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from neurons import CASES, CPU_BACKENDS
+from neurons import CONTRACTS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The contract suite runs for every neuron on every backend that serves the CPU."""
     if metafunc.module.__name__.startswith("test_contract") and "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", CASES, ids=lambda case: case.name)
-        metafunc.parametrize("backend", CPU_BACKENDS)
+        ids = [f"{case.name}-{backend}" for case, backend in CONTRACTS]
+        metafunc.parametrize(("case", "backend"), CONTRACTS, ids=ids)
 
 
 @pytest.fixture(autouse=True)

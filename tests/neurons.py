@@ -70,6 +70,14 @@ CASES = [
     Case("glif-time-wise-gateless", glif, {"gates": "none", "time_wise": True}),
 ]
 
+# Compiling takes a second a kernel: with the torch backend every case, with the others the first of every class.
+CONTRACTS = [
+    (case, backend)
+    for number, case in enumerate(CASES)
+    for backend in CPU_BACKENDS
+    if backend == "torch" or case.neuron not in [earlier.neuron for earlier in CASES[:number]]
+]
+
 
 def current(*shape: int, dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Tensor:
     """Input current at which every neuron here fires on a fair part of its steps; ``[STEPS, BATCH, CHANNELS]``."""
