@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from spikingjelly.activation_based import functional
 from tolerance import assert_close, assert_equal
 from torch import Tensor
 
-from klif_sj import FusedNode
+from klif_sj import CLIFNode, FusedNode, KLIFNode
 
 DOCS = Path(__file__).parent.parent / "docs"
 CHANNELS = 6
@@ -122,3 +123,27 @@ def test_the_equations_of_the_page_by_hand(page: ModuleType) -> None:
     # Fires at 1, threshold 1.2; decayed to 1.1, 1.05 does not fire; decayed to 1.05, 1.675 fires.
     assert spikes == [1, 0, 1]
     assert node.rise.item() == pytest.approx(0.05 + 0.2)
+
+
+def test_the_pictures_can_be_drawn_and_are_shown(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    script = runpy.run_path(str(DOCS / "pictures.py"))
+    drawn = {file.name: file.read_text() for file in script["draw_all"](tmp_path)}
+    shown = set(re.findall(r"\(pictures/(.*?)\)", (DOCS / "neurons.md").read_text()))
+    assert set(drawn) == shown == {file.name for file in (DOCS / "pictures").iterdir()}
+    assert all("<svg" in text for text in drawn.values())
+
+
+def test_the_pictures_neurons_fire_differently() -> None:
+    """Each picture is to show what a neuron adds; CLIF's reset is the deeper one, and M decays between spikes."""
+    pytest.importorskip("matplotlib").use("Agg")
+    script = runpy.run_path(str(DOCS / "pictures.py"))
+    x_seq = script["input_current"](0.9)
+    assert x_seq.shape == (script["STEPS"], 1, 1)
+    soft = script["run"](KLIFNode(activation="identity", decay_input=False, v_reset=None, backend="torch"), x_seq)
+    clif = script["run"](CLIFNode(backend="torch"), x_seq)
+    assert not torch.equal(soft["spike"], clif["spike"])
+    fired = clif["spike"].bool()
+    assert_close(clif["charged"][~fired], clif["v"][~fired])
+    assert ((clif["charged"] - clif["v"])[fired] > 1.7).all()
+    assert_close((soft["charged"] - soft["v"])[soft["spike"].bool()], torch.ones(int(soft["spike"].sum())))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, LearnableATan, parameter_groups
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
+
+from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, LearnableATan, parameter_groups
 
 
 class Gated(FusedNode):
