@@ -30,20 +30,27 @@ class Effective:
 
 class _Bounded(torch.autograd.Function):
     @staticmethod
-    def forward(raw: Tensor, low: float, high: float) -> Tensor:
-        return raw.clamp(low, high)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
-        raw, ctx.low, ctx.high = inputs
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
         ctx.save_for_backward(raw)
+        ctx.low, ctx.high = low, high
+        return raw.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
         # Gradient descent moves against the gradient: a negative one would raise the value further.
-        outward = ((raw >= ctx.high) & (grad < 0)) | ((raw <= ctx.low) & (grad > 0))
+        outward = torch.where(grad < 0, raw >= ctx.high, (raw <= ctx.low) & (grad > 0))
         return grad.masked_fill(outward, 0.0), None, None
+
+
+class _ClampedThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
@@ -53,6 +60,15 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
     return _Bounded.apply(raw, low, high)
+
+
+def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
+    """``raw`` clamped to [low, high], with the gradient of the identity.
+
+    For a parameter that is used once for every step or element: :func:`bounded` decides by the sign of a gradient, which
+    is only right for the whole of it, while this adds up to the same whatever the parts are.
+    """
+    return _ClampedThrough.apply(raw, low, high)
 
 
 def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:

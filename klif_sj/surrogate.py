@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import compat
 from .checks import check_number, check_positive
-from .parameter import bounded, check_bounds
+from .parameter import check_bounds, clamped_through
 
 __all__ = ["LearnableATan", "Rect"]
 
@@ -56,7 +56,7 @@ class LearnableATan(upstream.SurrogateFunctionBase):
         self.k_bounds = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = bounded(self.k, *self.k_bounds) * x
+        scaled = clamped_through(self.k, *self.k_bounds) * x
         function = self.spiking_function if self.spiking else self.primitive_function
         return function(scaled, self.alpha)
 
@@ -89,13 +89,10 @@ class LearnableATan(upstream.SurrogateFunctionBase):
 
 class _RectFire(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, alpha: float) -> Tensor:
-        return (x >= 0).to(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        x, ctx.alpha = inputs
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return (x >= 0).to(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

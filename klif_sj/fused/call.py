@@ -4,49 +4,86 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
-from .kernel import Kernel
+from .layout import Geometry
 
-FIELDS: tuple[tuple[str, str], ...] = (
-    ("x", "one"), ("x_stride", "one"), ("spikes", "one"), ("initial", "state"), ("initial_value", "value"),
-    ("final", "state"), ("checkpoints", "one"), ("sequences", "state"), ("parameters", "parameter"),
-    ("grad_spikes", "one"), ("grad_spikes_stride", "one"), ("grad_final", "state"), ("grad_sequences", "state"),
-    ("grad_x", "one"), ("grad_initial", "state"), ("partial", "one"), ("grad_parameters", "one"),
-    ("outer", "one"), ("channels", "one"), ("inner", "one"), ("rows", "one"), ("threads", "one"),
-)  # fmt: skip
-"""The fields in order, and what each has one value for."""
-
-NEURON_FIELDS = ("x", "spikes", "initial", "final", "checkpoints", "sequences", "grad_spikes", "grad_final",
-                 "grad_sequences", "grad_x", "grad_initial")  # fmt: skip
-"""Those whose tensors hold a value for every neuron."""
+Tensors = Sequence[Tensor | None]
 
 
-def pack(kernel: Kernel, arguments: dict[str, Any]) -> bytes:
-    """Addresses of tensors, and numbers, 8 bytes each. What is missing is null."""
-    packing, counts = _packing(len(kernel.program.states), len(kernel.program.parameters))
-    values: list[Any] = []
-    for name, kind in FIELDS:
-        given = arguments.get(name)
-        items = [given] if kind == "one" else list(given or ())
-        numbers = [item.data_ptr() if isinstance(item, Tensor) else item or 0 for item in items]
-        values += numbers + [0] * (counts[kind] - len(numbers))
-    return packing.pack(*values)
+@dataclass
+class Call:
+    """What a launch is told; walk.h says what each field means. An empty sequence or None is null."""
+
+    geometry: Geometry
+    x: Tensor
+    parameters: Tensors
+    initial: Tensors = ()
+    initial_value: Sequence[float] = ()
+    spikes: Tensor | None = None
+    final: Tensors = ()
+    checkpoints: Tensor | None = None
+    sequences: Tensors = ()
+    grad_spikes: Tensor | None = None
+    grad_final: Tensors = ()
+    grad_sequences: Tensors = ()
+    grad_x: Tensor | None = None
+    grad_initial: Tensors = ()
+    partial: Tensor | None = None
+    grad_parameters: Tensor | None = None
+
+    def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
+        """The block: addresses of tensors, and numbers, 8 bytes each, in the order of walk.h."""
+        none = (0,) * states
+        parameters = _addresses(self.parameters) or (0,)
+        outer, channels, inner = self.geometry
+        return _layout(states, len(parameters)).pack(
+            self.x.data_ptr(),
+            self.x.stride(0),
+            _address(self.spikes),
+            *(_addresses(self.initial) or none),
+            *(self.initial_value or none),
+            *(_addresses(self.final) or none),
+            _address(self.checkpoints),
+            *(_addresses(self.sequences) or none),
+            *parameters,
+            _address(self.grad_spikes),
+            0 if self.grad_spikes is None else self.grad_spikes.stride(0),
+            *(_addresses(self.grad_final) or none),
+            *(_addresses(self.grad_sequences) or none),
+            _address(self.grad_x),
+            *(_addresses(self.grad_initial) or none),
+            _address(self.partial),
+            _address(self.grad_parameters),
+            outer,
+            channels,
+            inner,
+            rows,
+            threads,
+        )
+
+    def neuron_tensors(self) -> list[Tensor]:
+        """The tensors that hold values for neurons one after the other, which a vector access may take several of."""
+        found: list[Any] = []
+        for field in fields(self):
+            if field.name not in ("geometry", "parameters", "initial_value", "partial", "grad_parameters"):
+                value = getattr(self, field.name)
+                found += [value] if isinstance(value, Tensor) else value or ()
+        return [tensor for tensor in found if tensor is not None]
 
 
-def tensors_of(arguments: dict[str, Any]) -> list[Tensor]:
-    """The tensors that hold a value for every neuron."""
-    found = []
-    for name in NEURON_FIELDS:
-        given = arguments.get(name)
-        found += [t for t in (given if isinstance(given, list) else [given]) if isinstance(t, Tensor)]
-    return found
+@functools.cache
+def _layout(states: int, parameters: int) -> struct.Struct:
+    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q7q")
 
 
-@functools.lru_cache(maxsize=256)
-def _packing(states: int, parameters: int) -> tuple[struct.Struct, dict[str, int]]:
-    counts = {"one": 1, "state": states, "value": states, "parameter": max(parameters, 1)}
-    layout = "".join(f"{counts[kind]}{'d' if kind == 'value' else 'q'}" for _, kind in FIELDS)
-    return struct.Struct(f"@{layout}"), counts
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(tensors: Tensors) -> tuple[int, ...]:
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)

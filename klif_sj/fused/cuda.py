@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .call import pack, tensors_of
+from .call import Call
 from .kernel import SEGMENT, Kernel
 from .layout import Geometry
 
@@ -58,14 +58,14 @@ def vector_width(kernel: Kernel) -> int:
     return min(1 << (width.bit_length() - 1), 16 // size)
 
 
-def fitting_vector(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> int:
+def fitting_vector(kernel: Kernel, call: Call) -> int:
     """:func:`vector_width` where every row starts on its boundary, else 1."""
-    vector = vector_width(kernel)
-    run = geometry.channels if kernel.columns else geometry.inner
-    strides = (arguments["x_stride"], arguments.get("grad_spikes_stride", 0), geometry.neurons, run)
+    vector, geometry = vector_width(kernel), call.geometry
+    strides = [t.stride(0) for t in (call.x, call.grad_spikes) if t is not None]
+    strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
     if any(stride % vector for stride in strides):
         return 1
-    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in tensors_of(arguments)):
+    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
         return 1
     return vector
 
@@ -91,30 +91,28 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     return shares * channels, rows, shares
 
 
-def launch(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> None:
+def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
-    x = arguments["x"]
-    vector = fitting_vector(kernel, geometry, arguments)
-    blocks, rows, shares = grid(kernel, geometry, vector, _processors(x.device))
-    if not kernel.backward:
-        submit(kernel, vector, "forward", blocks, pack(kernel, {**arguments, "rows": rows}), x.device)
+    device, states = call.x.device, len(kernel.program.states)
+    vector = fitting_vector(kernel, call)
+    blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
+    if call.grad_parameters is None:
+        submit(kernel, vector, "forward", blocks, call.pack(states, rows), device)
         return
-    grads = arguments["grad_parameters"]
-    partial = grads.new_empty(shares * geometry.channels * kernel.grads)
-    arguments = {**arguments, "partial": partial}
-    submit(kernel, vector, "backward", blocks, pack(kernel, {**arguments, "rows": rows}), x.device)
+    call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
+    submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
     if kernel.grads:
-        sums = kernel.grads * geometry.channels
+        sums = kernel.grads * call.geometry.channels
         blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, pack(kernel, {**arguments, "rows": shares}), x.device)
+        submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
 
 
-def submit(kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
+def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
     """Queue one kernel on torch's current stream of a device."""
     from cupy.cuda import driver
 
-    block = ctypes.create_string_buffer(call, len(call))
-    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+    buffer = ctypes.create_string_buffer(block, len(block))
+    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
     with torch.cuda.device(device):
         function = _function(kernel, vector, name, torch.cuda.current_device())
         stream = torch.cuda.current_stream().cuda_stream
@@ -151,5 +149,5 @@ def _numbered(text: str) -> str:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

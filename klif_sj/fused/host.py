@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -13,11 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .call import pack
+from .call import Call
 from .kernel import Kernel
 from .layout import Geometry
 
@@ -167,21 +167,23 @@ def _processor() -> str:
     )
 
 
-def launch(kernel: Kernel, geometry: Geometry, arguments: dict[str, Any]) -> None:
+def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
-    rows, sums = _partial_sums(kernel, geometry)
-    threads = 1 if geometry.neurons * kernel.steps < SERIAL_LIMIT or _forked else torch.get_num_threads()
-    partial = arguments["grad_parameters"].new_empty(sums) if kernel.backward else None
-    load(kernel)(pack(kernel, {**arguments, "partial": partial, "rows": rows, "threads": threads}))
+    rows, sums = _partial_sums(kernel, call.geometry)
+    threads = 1 if call.geometry.neurons * kernel.steps < SERIAL_LIMIT or _forked else torch.get_num_threads()
+    if call.grad_parameters is not None:
+        call.partial = call.grad_parameters.new_empty(sums)
+    load(kernel)(call.pack(len(kernel.program.states), rows, threads))
 
 
+@functools.lru_cache(maxsize=1024)
 def _partial_sums(kernel: Kernel, geometry: Geometry) -> tuple[int, int]:
     """Outer positions that share a row of partial sums, and how many sums there are in all. Set by the shape alone."""
     outer, channels, inner = geometry
     if kernel.columns:
-        rows = max(-(-outer // 64), 1)
-        return rows, -(-outer // rows) * kernel.grads * channels
-    return 1, outer * channels * -(-inner // LANES) * kernel.grads
+        rows = max(math.ceil(outer / 64), 1)
+        return rows, math.ceil(outer / rows) * kernel.grads * channels
+    return 1, outer * channels * math.ceil(inner / LANES) * kernel.grads
 
 
 _forked = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from torch import Tensor
 
 from . import cuda, host
-from .kernel import Kernel
+from .call import Call
+from .kernel import SEGMENT, Kernel
 from .layout import Geometry, empty_sequence, geometry, step_strides, with_layout
-from .program import Parameter, Program
+from .program import Program
 
 COLUMN_LIMIT = 32
 """Channels with fewer neurons than this in a row are laid side by side instead (the ``columns`` schedule)."""
@@ -26,23 +29,88 @@ _library.define(
 )
 _library.define(
     "backward(str program, Tensor x_seq, Tensor[] initial, float[] initial_value, Tensor[] parameters, "
-    "Tensor? checkpoints, Tensor? grad_spikes, Tensor?[] grad_final, Tensor?[] grad_sequences, "
-    "int? channel_dim, bool need_x, bool need_initial) -> Tensor[]",
+    "Tensor checkpoints, Tensor? grad_spikes, Tensor?[] grad_final, Tensor?[] grad_sequences, "
+    "int? channel_dim, bool need_x) -> Tensor[]",
     tags=_tags,
 )
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a launch needs to know that depends on shapes alone."""
+
+    kernel: Kernel
+    strides: tuple[int, ...]
+    geometry: Geometry
+    channels: int
+    neighbours: int
+
+    def sequence(self, like: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        return empty_sequence(like, steps, self.strides, dtype)
+
+    def state(self, tensor: Tensor | None) -> Tensor | None:
+        """A state, or the gradient of one, in the kernel's layout."""
+        return None if tensor is None else with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
+
+    def parameters(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters; per-channel ones with a value for each column, where channels lie side by side."""
+        if self.neighbours == 1:
+            return [tensor.contiguous() for tensor in tensors]
+        return [
+            tensor.repeat_interleave(self.neighbours, dim=-1) if parameter.per_channel else tensor.contiguous()
+            for tensor, parameter in zip(tensors, self.kernel.program.parameters, strict=True)
+        ]
+
+    def parameter_gradients(self, grads: Tensor) -> list[Tensor]:
+        """The kernel's sums ``[grads, columns]`` as gradients in the shapes of the learned parameters."""
+        gradients, offset = [], 0
+        for parameter in self.kernel.program.learned:
+            count = self.kernel.steps if parameter.per_step else 1
+            rows = grads if self.kernel.grads == count else grads[offset : offset + count].clone()
+            offset += count
+            if not parameter.per_channel:
+                rows = rows.sum(1) if rows.shape[1] > 1 else rows
+            elif self.neighbours > 1:
+                rows = rows.view(count, self.channels, self.neighbours).sum(2)
+            shape = (*(count,) * parameter.per_step, *(self.channels,) * parameter.per_channel)
+            gradients.append(rows.reshape(shape))
+        return gradients
+
+
+def _plan(text: str, x_seq: Tensor, channel_dim: int | None, record: bool, backward: bool) -> _Plan:
+    shape = tuple(x_seq.shape)
+    return _planned(text, shape, step_strides(x_seq), x_seq.dtype, channel_dim, record, backward)
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned(
+    text: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
+    record: bool, backward: bool,
+) -> _Plan:  # fmt: skip
+    program = Program.decode(text)
+    per_channel = any(p.per_channel for p in program.parameters)
+    laid = geometry(shape[1:], strides, channel_dim if per_channel else None)
+    columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
+    return _Plan(
+        kernel=Kernel(program, shape[0], dtype, columns, record, backward),
+        strides=strides,
+        geometry=Geometry(laid.outer, laid.channels * laid.inner, 1) if columns else laid,
+        channels=laid.channels,
+        neighbours=laid.inner if columns else 1,
+    )
+
+
 def _outputs(
-    program: Program, x_seq: Tensor, strides: tuple[int, ...], checkpoint: bool, record: bool
+    plan: _Plan, x_seq: Tensor, checkpoint: bool, record: bool
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Uninitialised spikes, final states, checkpoints and recorded states."""
-    dtype = getattr(torch, program.dtype)
-    steps, states = x_seq.shape[0], len(program.states)
-    spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype)
-    final = [empty_sequence(x_seq, 1, strides, dtype).squeeze(0) for _ in range(states)]
-    saved = Kernel(program, steps, x_seq.dtype, False, record, False).segments - 1 if checkpoint else 0
-    checkpoints = x_seq.new_empty((saved, states, spikes[0].numel()), dtype=dtype)
-    sequences = [empty_sequence(x_seq, steps, strides, dtype) for _ in range(states if record else 0)]
+    program = plan.kernel.program
+    dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
+    spikes = plan.sequence(x_seq, steps, x_seq.dtype)
+    final = [plan.sequence(x_seq, 1, dtype).squeeze(0) for _ in range(states)]
+    saved = (steps - 1) // SEGMENT if checkpoint else 0
+    checkpoints = x_seq.new_empty((saved, states, plan.geometry.neurons if saved else 0), dtype=dtype)
+    sequences = [plan.sequence(x_seq, steps, dtype) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences
 
 
@@ -50,9 +118,8 @@ def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
-    spikes, final, checkpoints, sequences = _outputs(
-        Program.decode(program), x_seq, step_strides(x_seq), checkpoint, record
-    )
+    plan = _plan(program, x_seq, channel_dim, record, False)
+    spikes, final, checkpoints, sequences = _outputs(plan, x_seq, checkpoint, record)
     return [spikes, *final, checkpoints, *sequences]
 
 
@@ -60,60 +127,78 @@ def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
-    decoded = Program.decode(program)
-    launch = _Launch(decoded, x_seq, initial, initial_value, parameters, channel_dim, record, backward=False)
-    spikes, final, checkpoints, sequences = _outputs(decoded, x_seq, launch.strides, checkpoint, record)
-    launch.run(spikes=spikes, final=final, checkpoints=checkpoints, sequences=sequences)
+    plan = _plan(program, x_seq, channel_dim, record, False)
+    spikes, final, checkpoints, sequences = _outputs(plan, x_seq, checkpoint, record)
+    if plan.geometry.neurons:
+        call = Call(
+            geometry=plan.geometry,
+            x=with_layout(x_seq, plan.strides),
+            parameters=plan.parameters(parameters),
+            initial=[plan.state(state) for state in initial],
+            initial_value=initial_value,
+            spikes=spikes,
+            final=final,
+            checkpoints=checkpoints if checkpoints.numel() else None,
+            sequences=sequences,
+        )
+        target_of(x_seq).launch(plan.kernel, call)
     return [spikes, *final, checkpoints, *sequences]
 
 
 def _gradients(
-    program: Program, x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor],
-    strides: tuple[int, ...], need_x: bool, need_initial: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:  # fmt: skip
-    """Uninitialised gradients of x, of the initial states and of the learned parameters; empty where not needed."""
-    dtype = getattr(torch, program.dtype)
-    grad_x = [empty_sequence(x_seq, x_seq.shape[0], strides, x_seq.dtype)] if need_x else []
-    grad_initial = [empty_sequence(x_seq, 1, strides, dtype).squeeze(0) for _ in program.states] if need_initial else []
-    learned = [torch.empty_like(t) for t, p in zip(parameters, program.parameters, strict=True) if p.learned]
-    return grad_x, grad_initial, learned
+    plan: _Plan, x_seq: Tensor, initial: Sequence[Tensor], need_x: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Uninitialised gradients of x and of the initial states; empty where not needed."""
+    dtype = getattr(torch, plan.kernel.program.dtype)
+    grad_x = [plan.sequence(x_seq, x_seq.shape[0], x_seq.dtype)] if need_x else []
+    return grad_x, [plan.sequence(x_seq, 1, dtype).squeeze(0) for _ in initial]
 
 
 def _fake_backward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
-    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None],
-    channel_dim: int | None, need_x: bool, need_initial: bool,
+    parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
+    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> list[Tensor]:  # fmt: skip
-    grad_x, grad_initial, learned = _gradients(
-        Program.decode(program), x_seq, initial, parameters, step_strides(x_seq), need_x, need_initial
-    )
-    return [*grad_x, *grad_initial, *learned]
+    plan = _plan(program, x_seq, channel_dim, False, True)
+    grad_x, grad_initial = _gradients(plan, x_seq, initial, need_x)
+    pairs = zip(parameters, plan.kernel.program.parameters, strict=True)
+    return [*grad_x, *grad_initial, *(torch.empty_like(tensor) for tensor, p in pairs if p.learned)]
 
 
 def _backward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
-    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None],
-    channel_dim: int | None, need_x: bool, need_initial: bool,
+    parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
+    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> list[Tensor]:  # fmt: skip
-    decoded = Program.decode(program)
-    record = any(g is not None for g in grad_sequences)
-    launch = _Launch(decoded, x_seq, initial, initial_value, parameters, channel_dim, record, backward=True)
-    strides = launch.strides
-    grad_x, grad_initial, _ = _gradients(decoded, x_seq, initial, parameters, strides, need_x, need_initial)
-    if grad_spikes is None:
-        grad_spikes = torch.zeros_like(x_seq)
-    launch.run(
-        checkpoints=checkpoints,
-        grad_spikes=with_layout(grad_spikes, strides),
-        grad_final=[None if g is None else launch.state(g) for g in grad_final],
-        grad_sequences=[None if g is None else empty_sequence(g, g.shape[0], strides, g.dtype).copy_(g)
-                        for g in grad_sequences] if record else [],
-        grad_x=grad_x[0] if need_x else None,
-        grad_initial=grad_initial,
-    )  # fmt: skip
-    return [*grad_x, *grad_initial, *launch.parameter_gradients()]
+    record = any(grad is not None for grad in grad_sequences)
+    plan = _plan(program, x_seq, channel_dim, record, True)
+    grad_x, grad_initial = _gradients(plan, x_seq, initial, need_x)
+    dtype = getattr(torch, plan.kernel.program.dtype)
+    grads = x_seq.new_zeros((plan.kernel.grads, plan.geometry.channels), dtype=dtype)
+    if plan.geometry.neurons:
+        x = with_layout(x_seq, plan.strides)
+        call = Call(
+            geometry=plan.geometry,
+            x=x,
+            parameters=plan.parameters(parameters),
+            initial=[plan.state(state) for state in initial],
+            initial_value=initial_value,
+            checkpoints=checkpoints,
+            grad_spikes=torch.zeros_like(x) if grad_spikes is None else with_layout(grad_spikes, plan.strides),
+            grad_final=[plan.state(grad) for grad in grad_final],
+            grad_sequences=[_recorded(plan, grad, x, dtype) for grad in grad_sequences] if record else (),
+            grad_x=grad_x[0] if need_x else None,
+            grad_initial=grad_initial,
+            grad_parameters=grads,
+        )
+        target_of(x_seq).launch(plan.kernel, call)
+    return [*grad_x, *grad_initial, *plan.parameter_gradients(grads)]
+
+
+def _recorded(plan: _Plan, grad: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a recorded state, steps one after the other; zeros where there is none."""
+    full = plan.sequence(x, x.shape[0], dtype)
+    return full.zero_() if grad is None else full.copy_(grad)
 
 
 def target_of(tensor: Tensor) -> ModuleType:
@@ -121,97 +206,75 @@ def target_of(tensor: Tensor) -> ModuleType:
     return cuda if tensor.is_cuda else host
 
 
-class _Launch:
-    """One call of a kernel: the arguments brought into its layout, and packed."""
+def run_program(
+    text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
+    channel_dim: int | None, learns: bool, record: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Spikes, final states, checkpoints, and the recorded states: the forward operator, with its gradient."""
+    if torch.compiler.is_compiling():
+        return torch.ops.klif_sj.forward(text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
+    return list(
+        _Eager.apply(text, initial_value, channel_dim, learns, record, len(initial), x_seq, *initial, *parameters)
+    )
 
-    def __init__(
-        self, program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-        parameters: Sequence[Tensor], channel_dim: int | None, record: bool, backward: bool,
-    ) -> None:  # fmt: skip
-        self.program, self.initial_value = program, initial_value
-        self.strides = step_strides(x_seq)
-        self.x = with_layout(x_seq, self.strides)
-        self.initial = [self.state(tensor) for tensor in initial]
-        shape = tuple(x_seq.shape[1:])
-        per_channel = any(p.per_channel for p in program.parameters)
-        self.laid = geometry(shape, self.strides, channel_dim if per_channel else None)
-        self.columns = self.laid.channels > 1 and self.laid.inner < COLUMN_LIMIT
-        self.neighbours = self.laid.inner if self.columns else 1
-        self.geometry = self.laid
-        if self.columns:
-            self.geometry = Geometry(self.laid.outer, self.laid.channels * self.laid.inner, 1)
-        self.parameters = [
-            self._spread(tensor, parameter) for tensor, parameter in zip(parameters, program.parameters, strict=True)
-        ]
-        self.kernel = Kernel(program, x_seq.shape[0], x_seq.dtype, self.columns, record, backward)
 
-    def state(self, tensor: Tensor) -> Tensor:
-        """A state, or the gradient of one, in the kernel's layout."""
-        return with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
+class _Eager(torch.autograd.Function):
+    """What ``register_autograd`` does for the forward operator, at a fraction of its cost a call."""
 
-    def run(self, **tensors: Any) -> None:
-        arguments = {
-            "x": self.x,
-            "x_stride": self.x.stride(0),
-            "initial": self.initial,
-            "initial_value": self.initial_value,
-            "parameters": self.parameters,
-            **self.geometry._asdict(),
-            **tensors,
-        }
-        if self.kernel.backward:
-            size = (self.kernel.grads, self.geometry.channels)
-            self.grads = self.x.new_zeros(size, dtype=getattr(torch, self.program.dtype))
-            arguments["grad_parameters"] = self.grads
-            arguments["grad_spikes_stride"] = tensors["grad_spikes"].stride(0)
-        if self.geometry.neurons:
-            target_of(self.x).launch(self.kernel, self.geometry, arguments)
+    @staticmethod
+    def forward(
+        ctx: Any, text: str, initial_value: list[float], channel_dim: int | None, learns: bool, record: bool,
+        n_initial: int, x_seq: Tensor, *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        initial, parameters = list(tensors[:n_initial]), list(tensors[n_initial:])
+        inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.klif_sj.forward(*inputs)
+        ctx.set_materialize_grads(False)
+        if learns:
+            _save(ctx, inputs, output)
+        return tuple(output)
 
-    def parameter_gradients(self) -> list[Tensor]:
-        """The gradients of the learned parameters, in their shapes."""
-        gradients, offset = [], 0
-        for parameter in self.program.learned:
-            count = self.kernel.steps if parameter.per_step else 1
-            rows = self.grads[offset : offset + count]
-            offset += count
-            if parameter.per_channel:
-                rows = rows.view(count, self.laid.channels, self.neighbours).sum(2) if self.neighbours > 1 else rows
-            else:
-                rows = rows.sum(1)
-            gradients.append(rows if parameter.per_step else rows.squeeze(0))
-        return [g.clone() for g in gradients]
-
-    def _spread(self, tensor: Tensor, parameter: Parameter) -> Tensor:
-        """A per-channel parameter with one value for each column, where channels lie side by side."""
-        tensor = tensor.detach()
-        if parameter.per_channel and self.neighbours > 1:
-            return tensor.repeat_interleave(self.neighbours, dim=-1)
-        return tensor.contiguous()
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[6])
+        return None, None, None, None, None, None, grad_x, *grad_initial, *grad_parameters
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     program, x_seq, initial, initial_value, parameters, channel_dim, _, record = inputs
     states = len(Program.decode(program).states)
     ctx.program, ctx.initial_value, ctx.channel_dim, ctx.record = program, initial_value, channel_dim, record
-    ctx.counts = (len(initial), len(parameters), states)
+    ctx.counts = (len(initial), states)
     ctx.save_for_backward(x_seq, output[1 + states], *initial, *parameters)
 
 
-def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+def _gradients_of(
+    ctx: Any, grads: Sequence[Tensor | None], need_x: bool
+) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
+    """Gradients of x, of the initial states, and of the parameters, from those of the forward operator's outputs."""
     x_seq, checkpoints, *rest = ctx.saved_tensors
-    n_initial, n_parameters, states = ctx.counts
-    initial, parameters = rest[:n_initial], rest[n_initial:]
-    program = Program.decode(ctx.program)
-    need_x, need_initial = ctx.needs_input_grad[1], n_initial > 0
-    found = torch.ops.klif_sj.backward(
-        ctx.program, x_seq, initial, ctx.initial_value, parameters, checkpoints, grads[0], grads[1 : 1 + states],
-        grads[2 + states :] if ctx.record else [], ctx.channel_dim, need_x, need_initial,
+    n_initial, states = ctx.counts
+    inputs = (
+        ctx.program, x_seq, rest[:n_initial], ctx.initial_value, rest[n_initial:], checkpoints, grads[0],
+        list(grads[1 : 1 + states]), list(grads[2 + states :]) if ctx.record else [], ctx.channel_dim, need_x,
     )  # fmt: skip
+    if torch.is_grad_enabled():  # create_graph: the operator's own autograd refuses if it is differentiated
+        found = torch.ops.klif_sj.backward(*inputs)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = torch.ops.klif_sj.backward(*inputs)
     remaining = iter(found)
     grad_x = next(remaining) if need_x else None
     grad_initial = [next(remaining) for _ in range(n_initial)]
-    grad_parameters = [next(remaining) if p.learned else None for p in program.parameters]
-    return None, grad_x, grad_initial, None, grad_parameters, None, None, None
+    parameters = Program.decode(ctx.program).parameters
+    return grad_x, grad_initial, [next(remaining) if p.learned else None for p in parameters]
+
+
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[1])
+    # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
+    return None, grad_x, grad_initial, None if ctx.initial_value else [], grad_parameters, None, None, None
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..parameter import PerStep
+from .op import run_program
 from .program import Parameter, build_program
 
 
@@ -22,14 +25,13 @@ def run(
 
     The neuron is used by what it says of itself: ``states``, ``advance``, ``channel_dim``, ``store_v_seq``.
     """
-    importlib.import_module("klif_sj.fused.op")
     values = {name: value.values if isinstance(value, PerStep) else value for name, value in effective.items()}
     dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     for name, tensor in raw_scalars(node).items():
-        values[name if name not in values else f"raw_{name}"] = tensor.to(dtype).reshape(())
+        values[f"raw_{name}" if name in effective else name] = tensor
     gradients = torch.is_grad_enabled()
     kinds = tuple(
-        (name, isinstance(effective.get(name), PerStep), value.ndim > isinstance(effective.get(name), PerStep),
+        (name, per_step := isinstance(effective.get(name), PerStep), name in effective and value.ndim > per_step,
          gradients and value.requires_grad)
         for name, value in values.items()
     )  # fmt: skip
@@ -37,16 +39,17 @@ def run(
         x_seq.requires_grad or any(k[3] for k in kinds) or any(state.requires_grad for state in initial)
     )
     text, used, attributes = node.step_program(str(dtype), kinds, learns)
-    for module, name in attributes:
-        getattr(node.get_submodule(module), name)  # read, so that torch.compile guards on what the program depends on
-    parameters = [values[name] for name in used]
+    if torch.compiler.is_compiling():
+        for module, name in attributes:
+            getattr(node.get_submodule(module), name)  # read, so that the compiled graph is guarded by it
+    parameters = [values[name] if name in effective else values[name].to(dtype).reshape(()) for name in used]
     for name, tensor in zip(used, parameters, strict=True):
         if tensor.device != x_seq.device:
             raise ValueError(
                 f"{type(node).__name__}: expected parameter {name!r} on the input's device {x_seq.device}, got "
                 f"{tensor.device}; move the neuron with .to({str(x_seq.device)!r})"
             )
-    spikes, *rest = torch.ops.klif_sj.forward(
+    spikes, *rest = run_program(
         text, x_seq, initial, initial_value, parameters, node.channel_dim, learns, node.store_v_seq
     )
     count = len(node.states)
@@ -76,35 +79,76 @@ _INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
     "forward_kernel", "backward_kernel", "_neuron_precision",
 }  # fmt: skip
 _PLAIN = (bool, int, float, str, type(None))
-_programs: dict[Any, tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]] = {}
 _kept_alive: list[Any] = []
 
+Found = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
+_programs: dict[Any, Found] = {}
 
-def program_of(
-    node: Any, dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...], backward: bool
-) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:
+
+@dataclass
+class _Known:
+    """The programs of a neuron, for as long as nothing that its equations may read has changed."""
+
+    methods: tuple[Any, ...]
+    modules: list[tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any]]
+    programs: dict[Any, Found]
+
+    def holds(self, node: Any) -> bool:
+        return self.methods == _methods(node) and all(
+            len(attributes) == size and read(attributes) == values for attributes, size, read, values in self.modules
+        )
+
+
+_known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
+
+
+def program_of(node: Any, dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...], backward: bool) -> Found:
     """A neuron's encoded program, the names of its parameters in order, and the attributes that it depends on.
 
     Traced once for each distinct set of equations: the class, its three methods, and every attribute of the neuron and
     its submodules. So a changed ``tau``, surrogate or method gives another program.
     """
-    constants = _constants(node)
-    methods = (type(node).neuronal_charge, type(node).neuronal_fire, type(node).neuronal_reset)
-    key = (type(node), methods, constants, dtype, kinds, backward)
-    found = _programs.get(key)
-    if found is None:
-        program = build_program(
-            _title(node), functools.partial(_step, node), node.states, [Parameter(*kind) for kind in kinds],
-            getattr(torch, dtype.removeprefix("torch.")), backward,
-        )  # fmt: skip
-        attributes = tuple(
-            (module, name)
-            for module, name, value in constants
-            if value is None or isinstance(value, bool | int | float | str)
-        )
-        found = (program.encode(), tuple(p.name for p in program.parameters), attributes)
-        _programs[key] = found
-    return found
+    known = _known.get(node)
+    if known is None or not known.holds(node):
+        known = _known[node] = _Known(_methods(node), _watch(node), {})
+    asked = (dtype, kinds, backward)
+    if asked not in known.programs:
+        constants = _constants(node)
+        key = (type(node), known.methods, constants, *asked)
+        if key not in _programs:
+            _programs[key] = _build(node, constants, *asked)
+        known.programs[asked] = _programs[key]
+    return known.programs[asked]
+
+
+def _build(
+    node: Any, constants: tuple[tuple[str, str, Any], ...], dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...],
+    backward: bool,
+) -> Found:  # fmt: skip
+    program = build_program(
+        _title(node), functools.partial(_step, node), node.states, [Parameter(*kind) for kind in kinds],
+        getattr(torch, dtype.removeprefix("torch.")), backward,
+    )  # fmt: skip
+    attributes = tuple((module, name) for module, name, value in constants if isinstance(value, _PLAIN))
+    return program.encode(), tuple(p.name for p in program.parameters), attributes
+
+
+def _methods(node: Any) -> tuple[Any, ...]:
+    return type(node).neuronal_charge, type(node).neuronal_fire, type(node).neuronal_reset
+
+
+def _watch(module: nn.Module) -> list[tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any]]:
+    """Every attribute of a module and its submodules that its equations may read, with its value now."""
+    watched: list[tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any]] = []
+    names = [name for name in module.__dict__ if name not in _INTERNAL_ATTRIBUTES and not name.endswith("_seq")]
+    for attributes, keys in ((module.__dict__, names), (module._modules, list(module._modules))):
+        if keys:
+            read = itemgetter(*keys)
+            watched.append((attributes, len(attributes), read, read(attributes)))
+    for child in module._modules.values():
+        if child is not None:
+            watched += _watch(child)
+    return watched
 
 
 def _constants(module: nn.Module, prefix: str = "") -> tuple[tuple[str, str, Any], ...]:

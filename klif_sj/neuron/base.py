@@ -137,7 +137,7 @@ class FusedNode(BaseNode):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
-        states, step = self._states_for(x)
+        states, step = self._states_for(x.shape, x)
         spikes, updated, sequences = self._run(x.unsqueeze(0), states, step)
         self._commit(updated, step + 1)
         if self.store_v_seq:
@@ -148,7 +148,7 @@ class FusedNode(BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
-        held, _ = self._states_for(x_seq[0])
+        held, _ = self._states_for(x_seq.shape[1:], x_seq)
         spikes, states, sequences = self._run(x_seq, held, 0)
         self._commit(states, 0)
         for name, sequence in sequences.items():
@@ -231,15 +231,15 @@ class FusedNode(BaseNode):
             return value
         return value.view([-1 if dim == self.channel_dim else 1 for dim in range(x.ndim)])
 
-    def _states_for(self, x: Tensor) -> tuple[dict[str, State], int]:
-        """The node's states and time step where they fit x, their reset values where they do not."""
+    def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
+        """The node's states and time step where they fit a step's shape and x, their reset values where not."""
         dtype, memories = state_dtype(x.dtype), self._memories
 
         def fits(state: State) -> bool:
             return (
                 not isinstance(state, Tensor)
                 or state.ndim == 0
-                or (state.shape == x.shape and state.device == x.device and state.dtype == dtype)
+                or (state.shape == shape and state.device == x.device and state.dtype == dtype)
             )
 
         held = memories if all(fits(memories[name]) for name in self.states) else self._memories_rv
