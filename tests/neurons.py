@@ -93,13 +93,13 @@ def snapshot(node: FusedNode) -> dict[str, object]:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in node._memories.items()}
 
 
-def assert_unchanged(node: FusedNode, before: dict[str, object]) -> None:
-    """The memories are those of the snapshot: numbers and tensors, values and dtypes."""
+def assert_memories(node: FusedNode, expected: dict[str, object]) -> None:
+    """Every memory, number or tensor, is the one of the snapshot."""
     for name, value in snapshot(node).items():
         if isinstance(value, Tensor):
-            assert_equal(value, before[name], name)
+            assert_equal(value, expected[name], name)
         else:
-            assert value == before[name]
+            assert value == expected[name]
 
 
 def assert_same_results(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

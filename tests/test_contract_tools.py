@@ -16,8 +16,8 @@ from neurons import (
     CHANNELS,
     STEPS,
     Case,
+    assert_memories,
     assert_same_results,
-    assert_unchanged,
     current,
     snapshot,
     states_of,
@@ -87,7 +87,7 @@ def test_functional_forward(case: Case, backend: str) -> None:
         assert_equal(spike, expected)
         assert tuple(base.extract_memories(node)) == memories
         base.load_memories(node, list(updated))
-        assert_unchanged(node, final)
+        assert_memories(node, final)
         node.reset()
 
     node.step_mode = "s"
@@ -191,7 +191,7 @@ def test_bad_input_is_refused_and_changes_nothing(case: Case, backend: str, bad:
     with pytest.raises(error, match=message) as raised:
         node(x)
     assert type(node).__name__ in str(raised.value)
-    assert_unchanged(node, before)
+    assert_memories(node, before)
 
 
 def test_a_single_step_without_a_batch_is_refused(case: Case, backend: str) -> None:

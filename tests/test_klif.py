@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from neurons import BATCH, CHANNELS, CPU_BACKENDS, assert_unchanged, current, snapshot, weights_for
+from neurons import BATCH, CHANNELS, CPU_BACKENDS, assert_memories, current, snapshot, weights_for
 from spikingjelly.activation_based import functional, surrogate
 from spikingjelly.activation_based import neuron as upstream
 from tolerance import RELATIVE, assert_close, assert_equal
@@ -314,7 +314,7 @@ def test_a_state_that_does_not_fit_is_refused(state: Tensor) -> None:
     before = snapshot(node)
     with pytest.raises(ValueError, match="state 'v': expected shape, dtype and device"):
         node.functional_forward((current(),), (state,))
-    assert_unchanged(node, before)
+    assert_memories(node, before)
 
 
 @pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler")
@@ -324,7 +324,7 @@ def test_a_named_backend_refuses_a_device_that_it_does_not_serve() -> None:
     before = snapshot(node)
     with pytest.raises(ValueError, match="backend 'cpp': expected a tensor on 'cpu', got one on 'meta'"):
         node(current().to("meta"))
-    assert_unchanged(node, before)
+    assert_memories(node, before)
 
 
 def test_representation_names_the_options() -> None:
