@@ -98,7 +98,8 @@ class Kernel:
     def _step(self) -> str:
         return (
             "// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.\n"
-            "INLINE void step(const real x, real (&state)[STATES], const real *p, real &spike) {\n"
+            "// output: the spike.\n"
+            "INLINE void step(const real x, real (&state)[STATES], const real *p, real &output) {\n"
             f"{self.program.forward}\n}}\n"
         )
 
@@ -106,7 +107,7 @@ class Kernel:
         return (
             "// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.\n"
             "INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,\n"
-            "                          const real grad_spike, real (&grad_state)[STATES], real *grad_p,\n"
+            "                          const real grad_output, real (&grad_state)[STATES], real *grad_p,\n"
             "                          real &grad_x) {\n"
             f"{self.program.backward}\n}}\n"
         )

@@ -102,14 +102,14 @@ def _inputs(states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str,
 
 
 def _forward_text(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> str:
-    outputs = {**{name: f"state[{i}] = {{}};" for i, name in enumerate(states)}, "spike": "spike = {};"}
+    outputs = {**{name: f"state[{i}] = {{}};" for i, name in enumerate(states)}, "output": "output = {};"}
     return function_body(graph, _all_inputs(graph, _inputs(states, parameters)), outputs)
 
 
 def _backward_text(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> str:
     inputs = {
         **_inputs(states, parameters),
-        "grad_spike": "grad_spike",
+        "grad_output": "grad_output",
         **{f"grad_{name}": f"grad_state[{i}]" for i, name in enumerate(states)},
     }
     outputs = {

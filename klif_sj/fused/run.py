@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from ..parameter import PerStep
-from .op import run_program
 from .program import Parameter, build_program
 
 
@@ -25,20 +25,21 @@ def run(
 
     The neuron is used by what it says of itself: ``states``, ``advance``, ``channel_dim``, ``store_v_seq``.
     """
+    from .op import run_program  # registering the operators inspects every loaded module: not at import
+
     values = {name: value.values if isinstance(value, PerStep) else value for name, value in effective.items()}
     dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     for name, tensor in raw_scalars(node).items():
         values[f"raw_{name}" if name in effective else name] = tensor
     gradients = torch.is_grad_enabled()
-    kinds = tuple(
-        (name, per_step := isinstance(effective.get(name), PerStep), name in effective and value.ndim > per_step,
-         gradients and value.requires_grad)
-        for name, value in values.items()
-    )  # fmt: skip
-    learns = gradients and (
-        x_seq.requires_grad or any(k[3] for k in kinds) or any(state.requires_grad for state in initial)
-    )
-    text, used, attributes = node.step_program(str(dtype), kinds, learns)
+    learns = gradients and (x_seq.requires_grad or any(state.requires_grad for state in initial))
+    kinds = []
+    for name, value in values.items():
+        per_step = isinstance(effective.get(name), PerStep)
+        learned = gradients and value.requires_grad
+        learns = learns or learned
+        kinds.append((name, per_step, name in effective and value.ndim > per_step, learned))
+    text, used, attributes = node.step_program(str(dtype), tuple(kinds), learns)
     if torch.compiler.is_compiling():
         for module, name in attributes:
             getattr(node.get_submodule(module), name)  # read, so that the compiled graph is guarded by it
@@ -66,7 +67,7 @@ def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         f"{prefix}{name}": tensor
         for tensors in (module._parameters, module._buffers)
         for name, tensor in tensors.items()
-        if tensor is not None and not nn.parameter.is_lazy(tensor) and tensor.numel() == 1
+        if tensor is not None and not isinstance(tensor, UninitializedTensorMixin) and tensor.numel() == 1
     }
     for name, child in module._modules.items():
         if child is not None:

@@ -32,7 +32,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _RESERVED = _words("""
-    x p state spike grad_p grad_state grad_spike grad_x real io step auto bool break case char const continue default
+    x p state output grad_p grad_state grad_output grad_x real io step auto bool break case char const continue default
     do double else enum extern float for if int long return short signed sizeof static struct switch this typedef union
     unsigned using void volatile while
 """)

@@ -136,12 +136,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
-    """The step: inputs x, the states and the parameters; outputs ``spike`` and the new states."""
+    """The step: inputs x, the states and the parameters; outputs ``output`` (the spike) and the new states."""
     with _PlainTorch():
         inputs = _scalars(("x", *states, *parameters), dtype)
         with torch.no_grad(), _Recorder(inputs) as recorder:
             spike, updated = _take(step, inputs, states, parameters)
-        outputs = {"spike": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
+        outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
 
 
@@ -150,12 +150,12 @@ def trace_backward(
 ) -> Graph:
     """The step's vector-Jacobian product.
 
-    Inputs are those of the step, ``grad_spike`` and ``grad_STATE`` of the new states; outputs ``grad_x``,
+    Inputs are those of the step, ``grad_output`` and ``grad_STATE`` of the new states; outputs ``grad_x``,
     ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
     with _PlainTorch():
         inputs = _scalars(("x", *states, *parameters), dtype)
-        upstream = _scalars(("grad_spike", *(f"grad_{name}" for name in states)), dtype)
+        upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
         wanted = ("x", *states, *learned)
         for name in wanted:
             inputs[name].requires_grad_()

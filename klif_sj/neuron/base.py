@@ -214,7 +214,7 @@ class FusedNode(BaseNode):
                 )
             tensor = tensor[first_step : first_step + steps]
         channels = tensor.shape[1:] if isinstance(value, PerStep) else tensor.shape
-        if channels and channels[0] != 1:
+        if channels:
             step_shape = tuple(x_seq.shape[1:])
             found = step_shape[self.channel_dim] if self.channel_dim < len(step_shape) else None
             if len(channels) > 1 or found != channels[0]:
