@@ -52,7 +52,7 @@ class ConvEncoder(nn.Module):
     :param neuron: class or factory of the neuron
     :param time_steps: T, how often a static image is repeated
 
-    Shape: image ``[N, C, H, W]`` or frames ``[T, N, C, H, W]``, floating point, to spikes ``[T, N, out_channels, H, W]``.
+    Shape: image ``[N, C, H, W]`` or frames ``[T, N, C, H, W]`` to spikes ``[T, N, out_channels, H, W]``.
 
     :raises ValueError: for an input of any other number of dimensions, or time_steps below 1
 
@@ -112,6 +112,7 @@ class VotingDecoder(nn.Module):
 
     def __init__(self, in_features: int, classes: int, neuron: NeuronFactory, population: int = 10) -> None:
         super().__init__()
+        self.population = population
         self.linear = layer.Linear(in_features, classes * population, bias=False, step_mode="m")
         self.neuron = make_neuron(neuron, classes * population)
         self.vote = layer.VotingLayer(population, step_mode="m")

@@ -74,8 +74,19 @@ class CodedConvNet(nn.Sequential):
             )
         )
         layers["dropout"] = layer.Dropout(DROPOUT, step_mode="m")
-        layers["decoder"] = VotingDecoder(hidden, classes, neuron)
+        decoder = VotingDecoder(hidden, classes, neuron)
+        layers["decoder"] = decoder
         super().__init__(layers)
+        first = f"{encoder_channels}C3"
+        self.notation = "-".join(
+            (
+                f"({first}+{first}+{first})(enc)",
+                *(f"{width}C3" if width else "MP2" for block in blocks for width in (*block, 0)),
+                f"{hidden}FC",
+                f"({classes * decoder.population}FC-AP{decoder.population})(dec)",
+            )
+        )
+        """The network as the paper's Table 1 writes it."""
 
 
 def spiking_convolution(in_channels: int, out_channels: int, neuron: NeuronFactory) -> nn.Sequential:

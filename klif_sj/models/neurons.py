@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode, LIFNode
 from torch import nn
 
 from ..coding import NeuronFactory
-from ..neuron import KLIFNode
+from ..neuron import CLIFNode, GLIFNode, KLIFNode
 
 __all__ = ["NEURONS", "neuron_factory", "spiking_layers"]
 
@@ -21,9 +22,19 @@ def lif(time_steps: int, backend: str) -> NeuronFactory:
     return lambda: LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
 
 
-def klif(**options: object) -> Callable[[int, str], NeuronFactory]:
+def klif(**options: Any) -> Callable[[int, str], NeuronFactory]:
     """KLIFNode with these options."""
     return lambda time_steps, backend: partial(KLIFNode, backend=backend, **options)
+
+
+def clif(time_steps: int, backend: str) -> NeuronFactory:
+    """CLIFNode with its authors' defaults."""
+    return partial(CLIFNode, backend=backend)
+
+
+def glif(time_steps: int, backend: str) -> NeuronFactory:
+    """The channel-wise GLIFNode, with its authors' defaults."""
+    return lambda channels: GLIFNode(time_steps, channels, backend=backend)
 
 
 NEURONS: dict[str, Callable[[int, str], NeuronFactory]] = {
@@ -34,6 +45,8 @@ NEURONS: dict[str, Callable[[int, str], NeuronFactory]] = {
     "klif-only-relu": klif(learn_k=False),
     "klif-celu": klif(activation="celu"),
     "klif-leaky-relu": klif(activation="leaky_relu"),
+    "clif": clif,
+    "glif": glif,
 }
 """For each name, what makes a factory of that neuron for T time steps and a backend."""
 

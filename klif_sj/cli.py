@@ -1,0 +1,154 @@
+"""klif-sj: the command line. A sub-command is one function of :data:`COMMANDS`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .environment import environment
+from .models import NEURONS
+from .training.settings import DATASETS, WIDTHS, Settings
+
+__all__ = ["main"]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+TRAIN_EXTRA = {"lightning": "lightning", "sklearn": "scikit-learn", "torchvision": "torchvision"} | {
+    name: name for name in ("matplotlib", "rich")
+}
+"""The modules of the ``train`` extra and the packages that they come from."""
+
+
+class UserError(Exception):
+    """What the user can put right; its text says how."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``klif-sj`` with these arguments, or the process's own; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="klif-sj", description="Published spiking neurons for SpikingJelly.")
+    parser.add_argument("--version", action="version", version=f"klif_sj {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add_command in COMMANDS:
+        add_command(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"klif-sj: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("klif-sj: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``klif-sj compare``: the same network with several neurons."""
+    parser = commands.add_parser(
+        "compare",
+        help="train the same network with several neurons and show what the swap brings",
+        description="Train the same network with several neurons, from the same initial weights and in the same order "
+        "of the data, and compare accuracy, firing rates, k, time and memory. Unless told otherwise, digits run in "
+        "about a minute, and MNIST and Fashion-MNIST by the KLIF paper's recipe at full size, which asks for a GPU.",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
+    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of MNIST/ and FashionMNIST/")
+    add("--neurons", default="lif,klif", metavar="NAMES", help=f"of {', '.join(NEURONS)}\n(default: lif,klif)")
+    add("--epochs", type=int, metavar="N", help="default: the data set's recipe, here and below")
+    add("--time-steps", type=int, metavar="T", help="how often an image is shown")
+    add("--width", type=_width, metavar="W", help=f"{', '.join(WIDTHS)}, or a factor on the paper's layer sizes")
+    add("--batch-size", type=int, metavar="N")
+    add("--learning-rate", type=float, metavar="RATE", help="Adam's, at the start")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--backend", default="auto", metavar="NAME", help="of our neurons: auto, torch, cpp or cupy (default: auto)")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--out", type=Path, default=Path("klif-sj-compare"), metavar="DIR", help="default: klif-sj-compare")
+    add("--resume", action="store_true", help="go on with the comparison that was interrupted in --out")
+    parser.set_defaults(run=compare)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare neurons, print the table, and say where the report is."""
+    _require_train_extra()
+    from rich.console import Console
+
+    from .training.compare import Comparison
+    from .training.report import terminal_table
+
+    # On a machine without a GPU, the profiler of a PyTorch that was built for CUDA complains on stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    console = Console()
+    try:
+        settings = Settings.for_dataset(
+            options.dataset,
+            neurons=tuple(name for name in options.neurons.split(",") if name.strip()),
+            epochs=options.epochs,
+            time_steps=options.time_steps,
+            width=options.width,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            backend=options.backend,
+            device=options.device,
+            data_root=options.data_root,
+        )
+        comparison = Comparison(
+            settings, options.out, resume=options.resume, command=shlex.join(["klif-sj", *sys.argv[1:]])
+        )
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise UserError(error) from error
+    try:
+        report = comparison.run(console)
+    except KeyboardInterrupt:
+        print("\nThe epochs that were finished are saved; the same command with --resume goes on.", file=sys.stderr)
+        raise
+    console.print(terminal_table(report))
+    console.print(f"Report and pictures: {options.out / 'report.md'}")
+
+
+def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``klif-sj info``: the environment report."""
+    parser = commands.add_parser("info", help="print the environment report that a bug report needs")
+    parser.set_defaults(run=info)
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print versions, hardware, and which backends can serve or why not."""
+    report = environment()
+    width = max(map(len, report))
+    for label, text in report.items():
+        print(f"{label:{width}}  {text}")
+
+
+COMMANDS = (add_compare, add_info)
+
+
+def _width(text: str) -> float:
+    if text in WIDTHS:
+        return WIDTHS[text]
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(WIDTHS)} or a number, got {text!r}") from None
+
+
+def _require_train_extra() -> None:
+    missing = []
+    for module, package in TRAIN_EXTRA.items():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            missing.append(package)
+    if missing:
+        raise UserError(f"training needs {', '.join(missing)}; type: pip install 'klif_sj[train]'")

@@ -1,0 +1,1 @@
+"""Training and comparing neurons. Needs the ``train`` extra, except for :mod:`klif_sj.training.settings`."""

@@ -1,0 +1,100 @@
+"""What one training step costs: time, memory, and which backend serves it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from .. import fused
+from ..models import spiking_layers
+from ..neuron import FusedNode
+from .module import SpikingClassifier
+
+__all__ = ["StepCost", "backends_serving", "measure_step"]
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of one training step: forward, loss and backward of one batch.
+
+    ``seconds`` is the median wall time. ``peak_bytes`` is the most memory that the step holds at a time beyond what was
+    allocated before it, weights and optimiser: activations, gradients and scratch space.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+def measure_step(module: SpikingClassifier, images: Tensor, labels: Tensor, min_seconds: float = 1.0) -> StepCost:
+    """Measure on a copy of the network; the module and the random generator's course are left alone."""
+    module = copy.deepcopy(module).to(images.device).train()
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        module.loss(module(images), labels).backward()
+        functional.reset_net(module.net)
+
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        step()  # builds kernels and fills caches
+        seconds = _median_seconds(step, images.device, min_seconds)
+        module.zero_grad(set_to_none=True)
+        return StepCost(seconds, _peak_on_gpu(step, images.device) if images.is_cuda else _peak_on_cpu(step))
+
+
+def backends_serving(net: nn.Module, images: Tensor) -> str:
+    """The backends that serve the network's neurons, such as ``'cpp'``; ``'SpikingJelly'`` for SpikingJelly's own."""
+    return ", ".join(
+        sorted(
+            {
+                fused.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
+                for neuron in spiking_layers(net).values()
+            }
+        )
+    )
+
+
+def _median_seconds(step: Callable[[], None], device: torch.device, min_seconds: float) -> float:
+    seconds: list[float] = []
+    while sum(seconds) < min_seconds:
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _peak_on_gpu(step: Callable[[], None], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(step: Callable[[], None]) -> int:
+    """From the allocations and releases that the profiler sees; the process's own peak would never go down again."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak

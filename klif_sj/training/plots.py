@@ -1,0 +1,110 @@
+"""The pictures of a comparison, after Figures 4, 5 and 6 of the KLIF paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .report import Report, by_layer
+
+__all__ = ["draw"]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^v<>"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "savefig.dpi": 200,
+    "axes.prop_cycle": cycler(color=COLOURS, marker=tuple(MARKERS)),
+}
+
+
+def draw(report: Report, out: Path) -> list[str]:
+    """Draw the pictures into the folder ``out``; returns their names. There is none of k where no neuron has one."""
+    neurons = report["neurons"]
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "accuracy.png": _accuracy(neurons),
+            "k.png": _k({name: result for name, result in neurons.items() if result["k"]}),
+            "firing_rate.png": _firing_rates(neurons),
+        }
+        for name, figure in figures.items():
+            (out / name).unlink(missing_ok=True)
+            if figure is not None:
+                figure.savefig(out / name)
+    return [name for name, figure in figures.items() if figure is not None]
+
+
+def _accuracy(neurons: dict[str, Any]) -> Figure:
+    figure, (axes,) = _panels(1)
+    for name, result in neurons.items():
+        epochs, accuracy = zip(*((row["epoch"], 100 * row["test_accuracy"]) for row in result["history"]), strict=True)
+        axes.plot(epochs, accuracy, label=name, **_markers(epochs))
+    _by_epoch(axes)
+    axes.set_ylabel("test accuracy (%)")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _k(neurons: dict[str, Any]) -> Figure | None:
+    if not neurons:
+        return None
+    figure, panels = _panels(len(neurons))
+    for axes, (name, result) in zip(panels, neurons.items(), strict=True):
+        history = [(row["epoch"], by_layer(row, "k")) for row in result["history"]]
+        epochs = [epoch for epoch, _ in history]
+        for layer in result["k"]:
+            axes.plot(epochs, [values[layer] for _, values in history], label=layer, **_markers(epochs))
+        _by_epoch(axes)
+        axes.set_title(name)
+    panels[0].set_ylabel("k at the end of the epoch")
+    panels[-1].legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _firing_rates(neurons: dict[str, Any]) -> Figure:
+    figure, (axes,) = _panels(1)
+    layers = list(next(iter(neurons.values()))["firing_rate"])
+    width = 0.8 / len(neurons)
+    for position, (name, result) in enumerate(neurons.items()):
+        offset = (position - (len(neurons) - 1) / 2) * width
+        rates = [result["firing_rate"][layer] for layer in layers]
+        bars = axes.bar([index + offset for index in range(len(layers))], rates, width * 0.92, label=name)
+        if len(neurons) <= 3:
+            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("firing rate (spikes per neuron and step)")
+    axes.legend()
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(1.2 + 3.3 * count + (1.0 if count == 1 else 0.0), 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def _by_epoch(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _markers(epochs: Any) -> dict[str, Any]:
+    """Markers show the points of a short run and would hide the curve of a long one."""
+    return {} if len(epochs) <= 30 else {"marker": ""}

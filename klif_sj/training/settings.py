@@ -1,0 +1,154 @@
+"""What a comparison is told: data set, neurons, recipe. Light to import, for the command line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.neurons import canonical_name
+
+__all__ = ["DATASETS", "WIDTHS", "DatasetInfo", "Recipe", "Settings", "find_dataset"]
+
+WIDTHS = {"small": 1 / 8, "medium": 1 / 4, "paper": 1.0}
+"""Factors on the paper's 128 channels and 2048 features, by name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a data set is trained where the user does not say otherwise."""
+
+    epochs: int
+    time_steps: int
+    width: float
+    batch_size: int
+    learning_rate: float
+
+
+PAPER = Recipe(epochs=100, time_steps=8, width=1.0, batch_size=64, learning_rate=1e-4)
+"""The KLIF paper's recipe for MNIST and Fashion-MNIST; its batch size is not published, 64 is our choice."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set by its command-line name: its title, the size of its images, its recipe."""
+
+    title: str
+    image_size: int
+    recipe: Recipe
+    classes: int = 10
+    in_channels: int = 1
+
+
+DATASETS = {
+    "digits": DatasetInfo(
+        "scikit-learn's digits",
+        image_size=8,
+        recipe=Recipe(epochs=10, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3),
+    ),
+    "mnist": DatasetInfo("MNIST", image_size=28, recipe=PAPER),
+    "fashion-mnist": DatasetInfo("Fashion-MNIST", image_size=28, recipe=PAPER),
+}
+
+
+def find_dataset(name: str) -> DatasetInfo:
+    """:raises ValueError: for an unknown data set, suggesting the nearest name"""
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+        suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}{suggestion}")
+    return DATASETS[name]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that determines a comparison's result, and where it runs.
+
+    :raises ValueError: for a value outside its range, naming the setting
+    """
+
+    dataset: str
+    neurons: tuple[str, ...]
+    epochs: int
+    time_steps: int
+    width: float
+    batch_size: int
+    learning_rate: float
+    seed: int
+    backend: str
+    device: str
+    data_root: Path
+
+    MAY_CHANGE = ("neurons", "device", "data_root")
+    """What a resumed comparison may do differently; everything else would change a neuron's result."""
+
+    def __post_init__(self) -> None:
+        find_dataset(self.dataset)
+        if not self.neurons:
+            raise ValueError("neurons: expected at least one name, got none")
+        for name in self.neurons:
+            canonical_name(name)
+        for name in ("epochs", "time_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed}")
+        for name in ("width", "learning_rate"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+
+    @classmethod
+    def for_dataset(cls, dataset: str, *, neurons: tuple[str, ...], **given: Any) -> Settings:
+        """The data set's recipe, with every value in ``given`` that is not None in its place."""
+        recipe = asdict(find_dataset(dataset).recipe)
+        recipe.update((name, value) for name, value in given.items() if value is not None)
+        # A neuron that is named twice, under whatever alias, is trained once.
+        names = tuple(dict.fromkeys(canonical_name(name) for name in neurons))
+        return cls(dataset=dataset, neurons=names, **recipe)
+
+    def on_device(self) -> Settings:
+        """These settings with ``device`` resolved: ``'auto'`` is the first GPU, or the CPU where there is none.
+
+        :raises ValueError: for a device that is unknown or absent
+        """
+        if self.device == "auto":
+            return replace(self, device="cuda:0" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if device.type == "cpu":
+            return replace(self, device="cpu")
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index or 0
+        if index >= found:
+            raise ValueError(
+                f"device: {self.device!r} is not here; this PyTorch ({torch.__version__}) sees {found} GPUs. "
+                "Use --device cpu, or see `klif-sj info`"
+            )
+        return replace(self, device=f"cuda:{index}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """The settings that decide a neuron's result and differ from ``other``, each with both values."""
+        return [
+            f"{name}: {other.get(name)!r} then, {value!r} now"
+            for name, value in self.as_dict().items()
+            if name not in self.MAY_CHANGE and other.get(name) != value
+        ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
