@@ -44,7 +44,7 @@ Arguments = tuple[str, ...]
 def _power(base: str, exponent: Any, function: str) -> str:
     """``pow`` as torch computes it: small whole exponents multiply."""
     simple = {
-        0: "real(1)", 1: base, 2: f"{base} * {base}", 3: f"{base} * {base} * {base}", 0.5: f"sqrt_({base})",
+        0: "real(1)", 1: base, 2: f"({base} * {base})", 3: f"({base} * {base} * {base})", 0.5: f"sqrt_({base})",
         -0.5: f"(real(1) / sqrt_({base}))", -1: f"(real(1) / {base})", -2: f"(real(1) / ({base} * {base}))",
     }  # fmt: skip
     return simple.get(exponent, function)
