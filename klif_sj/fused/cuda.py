@@ -10,14 +10,22 @@ from typing import Any
 import torch
 
 from .call import Call
-from .kernel import SEGMENT, Kernel
+from .kernel import Kernel
 from .layout import Geometry
 
-OPTIONS = ("--std=c++17", "--fmad=false")
-"""No fused multiply-adds, so that results are torch's own. Division and square root are IEEE's by default."""
+OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
+"""No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
+functions are the device's by default, NVRTC takes a lambda for host code."""
 
 BLOCK = {False: 128, True: 256}
 """Threads of a block, in the schedule without and with ``columns``."""
+
+REGISTERS = 150
+"""Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
+
+UNROLLED = 32
+"""Steps, over all its neighbours, that a backward thread unrolls at the most: half of it where several sums belong to
+every step, twice as many forward."""
 
 
 def require() -> None:
@@ -46,16 +54,27 @@ def source(kernel: Kernel, vector: int) -> str:
 def vector_width(kernel: Kernel) -> int:
     """How many neighbours a thread owns where memory allows.
 
-    16-bit storage moves 16 bytes at a time. Wider storage keeps about 64 bytes in flight a thread, as several steps or
-    as several neighbours. With ``columns`` every neighbour has its own parameter gradients, which must fit registers.
+    16-bit storage moves up to 16 bytes at a time; wider storage keeps about 64 bytes in flight a thread, as several
+    steps or as several neighbours. Both give way where a thread would need more registers than there are, or its
+    unrolled code would take seconds to compile.
     """
-    if kernel.columns and kernel.backward and kernel.grads:
-        return 2 if kernel.dtype.itemsize == 2 else 1
-    if kernel.dtype.itemsize == 2:
-        return 8
     size = kernel.dtype.itemsize
-    width = max(64 // (min(kernel.steps, SEGMENT) * size), 1)
-    return min(1 << (width.bit_length() - 1), 16 // size)
+    width = 8 if size == 2 else min(1 << (max(64 // (kernel.segment * size), 1).bit_length() - 1), 16 // size)
+    most = UNROLLED // (1 + (kernel.stepwise > 1)) if kernel.backward else 2 * UNROLLED
+    while width > 1 and (width * kernel.segment > most or _registers(kernel, width) > REGISTERS):
+        width //= 2
+    return width
+
+
+def _registers(kernel: Kernel, width: int) -> int:
+    """A rough count for a thread: x and the gradients as they are moved, the states of every step, parameters and sums.
+
+    With ``columns`` every neighbour has parameters and sums of its own.
+    """
+    steps, parameters = kernel.segment, kernel.program.parameters
+    moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
+    own = kernel.totals + kernel.stepwise * steps + sum(steps if p.per_step else 1 for p in parameters)
+    return moved + kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:

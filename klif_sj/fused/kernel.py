@@ -15,6 +15,15 @@ SEGMENT = 16
 """Steps that are unrolled at a time; a longer sequence is walked in segments, its states stored in between."""
 
 
+def segment_of(program: Program) -> int:
+    """:data:`SEGMENT`, or less for a program that learns several parameters with a value for each step.
+
+    A thread holds the gradients of a segment's steps in registers, so there must not be too many.
+    """
+    stepwise = sum(p.per_step for p in program.learned)
+    return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
+
+
 @dataclass(frozen=True)
 class Kernel:
     """What one compiled source serves: a program, for T steps, in one dtype and schedule.
@@ -31,8 +40,8 @@ class Kernel:
     backward: bool
 
     @property
-    def segments(self) -> int:
-        return -(-self.steps // SEGMENT)
+    def segment(self) -> int:
+        return min(segment_of(self.program), self.steps)
 
     @property
     def totals(self) -> int:
@@ -71,7 +80,7 @@ class Kernel:
         program = self.program
         values = {
             "T": self.steps,
-            "SEGMENT": min(SEGMENT, self.steps),
+            "SEGMENT": self.segment,
             "STATES": len(program.states),
             "PARAMETERS": len(program.parameters),
             "TOTALS": self.totals,

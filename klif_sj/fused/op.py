@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import cuda, host
 from .call import Call
-from .kernel import SEGMENT, Kernel
+from .kernel import Kernel
 from .layout import Geometry, empty_sequence, geometry, step_strides, with_layout
 from .program import Program
 
@@ -108,7 +108,7 @@ def _outputs(
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
     spikes = plan.sequence(x_seq, steps, x_seq.dtype)
     final = [plan.sequence(x_seq, 1, dtype).squeeze(0) for _ in range(states)]
-    saved = (steps - 1) // SEGMENT if checkpoint else 0
+    saved = (steps - 1) // plan.kernel.segment if checkpoint else 0
     checkpoints = x_seq.new_empty((saved, states, plan.geometry.neurons if saved else 0), dtype=dtype)
     sequences = [plan.sequence(x_seq, steps, dtype) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences
