@@ -38,16 +38,43 @@ static void fill_states(const Call &call, int64 neurons, int segment, int64 firs
     }
 }
 
+// L time steps of a block in the arithmetic's type: where they are, or in a buffer where they must be converted. That has
+// loops of its own: within an unrolled walk, conversions keep it from vectorising and cost the compiler many seconds.
+template <class R> struct Rows { R *at; int64 stride; };
+template <int L> using Buffer = real[L][LANES];
+constexpr bool CONVERTS = sizeof(io) != sizeof(real);
+
+template <int L> static Rows<const real> load_rows(const io *from, int64 stride, int lanes, Buffer<L> &buffer) {
+    if (!CONVERTS) return {reinterpret_cast<const real *>(from), stride};
+    for (int s = 0; s < L; s++)
+#pragma omp simd
+        for (int64 lane = 0; lane < lanes; lane++) buffer[s][lane] = load_(from[s * stride + lane]);
+    return {buffer[0], LANES};
+}
+
+// Where results are to be written, before store_rows.
+template <int L> static Rows<real> rows_for(io *to, int64 stride, Buffer<L> &buffer) {
+    if (!CONVERTS && to) return {reinterpret_cast<real *>(to), stride};
+    return {buffer[0], LANES};
+}
+
+template <int L> static void store_rows(const Buffer<L> &buffer, io *to, int64 stride, int lanes) {
+    if (!CONVERTS || !to) return;
+    for (int s = 0; s < L; s++)
+#pragma omp simd
+        for (int64 lane = 0; lane < lanes; lane++) store_(buffer[s][lane], to[s * stride + lane]);
+}
+
 // A lane's locals live in a function of their own, not in the loop: there, OpenMP would keep them in memory.
 template <int L>
-INLINE void forward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, const io *in, int64 stride,
-                         io *out, real (&states)[STATES][LANES]) {
+INLINE void forward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, Rows<const real> in,
+                         Rows<real> out, real (&states)[STATES][LANES]) {
     State state;
     real x[L];
     unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
-    unroll<L>([&](auto s) LAMBDA { x[s] = load_(in[s * stride + lane]); });
+    unroll<L>([&](auto s) LAMBDA { x[s] = in.at[s * in.stride + lane]; });
     walk<L>(view, first + lane, channel, t0, x, state);
-    unroll<L>([&](auto s) LAMBDA { store_(x[s], out[s * view.neurons + lane]); });
+    unroll<L>([&](auto s) LAMBDA { out.at[s * out.stride + lane] = x[s]; });
     unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
 }
 
@@ -59,12 +86,15 @@ extern "C" void forward(const Call *launch) {
         fill_states(call, view.neurons, 0, first, lanes, states);
         for_segments<false>([&](auto length, int t0, int segment) LAMBDA {
             constexpr int L = length.value;
-            const int64 stride = call.x_stride, neurons = view.neurons;
-            const io *in = call.x + t0 * stride + first;
-            io *out = call.spikes + t0 * neurons + first;
+            const int64 neurons = view.neurons;
+            io *spikes = call.spikes + t0 * neurons + first;
+            Buffer<L> buffer;
+            const auto in = load_rows<L>(call.x + t0 * call.x_stride + first, call.x_stride, lanes, buffer);
+            const auto out = rows_for<L>(spikes, neurons, buffer);
 #pragma omp simd
             for (int64 lane = 0; lane < lanes; lane++)
-                forward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, stride, out, states);
+                forward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, out, states);
+            store_rows<L>(buffer, spikes, neurons, lanes);
             if (t0 + L < T && call.checkpoints)
                 for (int j = 0; j < STATES; j++)
                     memcpy(call.checkpoints + (segment * STATES + j) * neurons + first, states[j], lanes * sizeof(real));
@@ -92,10 +122,9 @@ static void finish(const Call &call) {
 }
 
 template <int L>
-INLINE void backward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, const io *in, int64 x_stride,
-                          const io *grad_in, int64 grad_stride, io *out, int64 out_stride,
-                          const real (&states)[STATES][LANES], real (&grad_states)[STATES][LANES],
-                          real (&sums)[AT_LEAST_ONE(GRADS)][LANES]) {
+INLINE void backward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, Rows<const real> in,
+                          Rows<const real> grad_in, Rows<real> out, const real (&states)[STATES][LANES],
+                          real (&grad_states)[STATES][LANES], real (&sums)[AT_LEAST_ONE(GRADS)][LANES]) {
     State state, grad_state;
     real x[L], grad[L];
     Totals totals = {};
@@ -105,11 +134,11 @@ INLINE void backward_lane(const View &view, int64 first, int64 lane, int64 chann
         grad_state[j] = grad_states[j][lane];
     });
     unroll<L>([&](auto s) LAMBDA {
-        x[s] = load_(in[s * x_stride + lane]);
-        grad[s] = load_(grad_in[s * grad_stride + lane]);
+        x[s] = in.at[s * in.stride + lane];
+        grad[s] = grad_in.at[s * grad_in.stride + lane];
     });
     walk_back<L>(view, first + lane, channel, t0, x, state, grad, grad_state, totals, stepwise);
-    unroll<L>([&](auto s) LAMBDA { store_(grad[s], out[s * out_stride + lane]); });
+    unroll<L>([&](auto s) LAMBDA { out.at[s * out.stride + lane] = grad[s]; });
     unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
     unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += totals[q]; });
     unroll<STEPWISE>([&](auto q) LAMBDA {
@@ -122,7 +151,6 @@ extern "C" void backward(const Call *launch) {
     const View view = view_of(call);
     for_blocks(call, [&](int64 first, int lanes, int64 first_channel, int64 slot, int64 grad_stride, bool fresh) {
         real states[STATES][LANES], grad_states[STATES][LANES], sums[AT_LEAST_ONE(GRADS)][LANES];
-        io unwanted[LANES];
         memset(sums, 0, sizeof(sums));
         for (int j = 0; j < STATES; j++) {
             if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + first, lanes * sizeof(real));
@@ -130,15 +158,19 @@ extern "C" void backward(const Call *launch) {
         }
         for_segments<true>([&](auto length, int t0, int segment) LAMBDA {
             constexpr int L = length.value;
-            const int64 x_stride = call.x_stride, grad_stride = call.grad_spikes_stride;
-            const io *in = call.x + t0 * x_stride + first, *grad_in = call.grad_spikes + t0 * grad_stride + first;
-            io *out = call.grad_x ? call.grad_x + t0 * view.neurons + first : unwanted;
-            const int64 out_stride = call.grad_x ? view.neurons : 0;
+            const int64 x_stride = call.x_stride, grad_stride = call.grad_spikes_stride, neurons = view.neurons;
+            const io *from = call.x + t0 * x_stride + first, *grads_from = call.grad_spikes + t0 * grad_stride + first;
+            io *grad_x = call.grad_x ? call.grad_x + t0 * neurons + first : nullptr;
+            Buffer<L> inputs, grads;
+            const auto in = load_rows<L>(from, x_stride, lanes, inputs);
+            const auto grad_in = load_rows<L>(grads_from, grad_stride, lanes, grads);
+            const auto out = rows_for<L>(grad_x, neurons, grads);
             fill_states(call, view.neurons, segment, first, lanes, states);
 #pragma omp simd
             for (int64 lane = 0; lane < lanes; lane++)
-                backward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, x_stride, grad_in,
-                                 grad_stride, out, out_stride, states, grad_states, sums);
+                backward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, grad_in, out, states,
+                                 grad_states, sums);
+            store_rows<L>(grads, grad_x, neurons, lanes);
         });
         for (int j = 0; j < STATES; j++)
             if (call.grad_initial[j]) memcpy(call.grad_initial[j] + first, grad_states[j], lanes * sizeof(real));
