@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .call import Call
-from .kernel import Kernel
+from .kernel import SEGMENT, Kernel, segment_of
 from .layout import Geometry
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
@@ -24,8 +24,8 @@ REGISTERS = 150
 """Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
 
 UNROLLED = 32
-"""Steps, over all its neighbours, that a backward thread unrolls at the most: half of it where several sums belong to
-every step, twice as many forward."""
+"""Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
+many where several parameters have a value for every step."""
 
 
 def require() -> None:
@@ -60,7 +60,7 @@ def vector_width(kernel: Kernel) -> int:
     """
     size = kernel.dtype.itemsize
     width = 8 if size == 2 else min(1 << (max(64 // (kernel.segment * size), 1).bit_length() - 1), 16 // size)
-    most = UNROLLED // (1 + (kernel.stepwise > 1)) if kernel.backward else 2 * UNROLLED
+    most = UNROLLED // 2 if segment_of(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
     while width > 1 and (width * kernel.segment > most or _registers(kernel, width) > REGISTERS):
         width //= 2
     return width

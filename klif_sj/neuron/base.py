@@ -11,7 +11,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor
 
 from .. import compat, fused
-from ..checks import check_bool, check_input, check_number
+from ..checks import DTYPES, check_bool, check_input, check_number
 from ..parameter import Effective, PerStep
 
 State = float | Tensor
@@ -170,6 +170,14 @@ class FusedNode(BaseNode):
                 return fused.run(self, x_seq, [], numbers, effective)
             return fused.run(self, x_seq, [as_state(v, x_seq[0], dtype) for v in states.values()], [], effective)
         return self._run_torch(x_seq, states, effective)
+
+    def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
+        """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
+        if not isinstance(T, int) or T < 1:
+            raise ValueError(f"T: expected a number of time steps, at least 1, got {T!r}")
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        return fused.cuda_source(self, T, dtype)
 
     def step_program(self, *of: Any) -> Any:
         """This neuron's program for :mod:`klif_sj.fused`; torch.compile takes it as a constant."""

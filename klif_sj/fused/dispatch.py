@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..parameter import PerStep
-from .program import Parameter, build_program
+from .program import Parameter, Program, build_program
+
+Kind = tuple[str, bool, bool, bool]
+"""A parameter's name, and whether it is per step, per channel, and learned: the fields of ``Parameter``."""
 
 
 def run(
@@ -27,19 +30,12 @@ def run(
     """
     from .op import run_program  # registering the operators inspects every loaded module: not at import
 
-    values = {name: value.values if isinstance(value, PerStep) else value for name, value in effective.items()}
+    values, kinds = _arguments(node, effective)
     dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
-    for name, tensor in raw_scalars(node).items():
-        values[f"raw_{name}" if name in effective else name] = tensor
-    gradients = torch.is_grad_enabled()
-    learns = gradients and (x_seq.requires_grad or any(state.requires_grad for state in initial))
-    kinds = []
-    for name, value in values.items():
-        per_step = isinstance(effective.get(name), PerStep)
-        learned = gradients and value.requires_grad
-        learns = learns or learned
-        kinds.append((name, per_step, name in effective and value.ndim > per_step, learned))
-    text, used, attributes = node.step_program(str(dtype), tuple(kinds), learns)
+    learns = torch.is_grad_enabled() and (
+        x_seq.requires_grad or any(kind[3] for kind in kinds) or any(state.requires_grad for state in initial)
+    )
+    text, used, attributes = node.step_program(str(dtype), kinds, learns)
     if torch.compiler.is_compiling():
         for module, name in attributes:
             getattr(node.get_submodule(module), name)  # read, so that the compiled graph is guarded by it
@@ -59,6 +55,30 @@ def run(
         dict(zip(node.states, rest[:count], strict=True)),
         dict(zip(node.states, rest[count + 1 :], strict=False)),
     )
+
+
+def cuda_source(node: Any, steps: int, dtype: torch.dtype) -> str:
+    """The CUDA C++ that a neuron is trained with on a GPU, for sequences of ``steps`` in a storage dtype."""
+    from . import cuda
+    from .kernel import Kernel
+
+    _, kinds = _arguments(node, node.effective_parameters())
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    program = Program.decode(node.step_program(str(arithmetic), kinds, True)[0])
+    kernel = Kernel(program, steps, dtype, columns=False, record=False, backward=True)
+    return cuda.source(kernel, cuda.vector_width(kernel))
+
+
+def _arguments(node: Any, effective: Mapping[str, Tensor | PerStep]) -> tuple[dict[str, Tensor], tuple[Kind, ...]]:
+    """Everything that a step may read beside x and the states, by name, and of what kind each is."""
+    values = {name: value.values if isinstance(value, PerStep) else value for name, value in effective.items()}
+    for name, tensor in raw_scalars(node).items():
+        values[f"raw_{name}" if name in effective else name] = tensor
+    gradients, kinds = torch.is_grad_enabled(), []
+    for name, value in values.items():
+        per_step = isinstance(effective.get(name), PerStep)
+        kinds.append((name, per_step, name in effective and value.ndim > per_step, gradients and value.requires_grad))
+    return values, tuple(kinds)
 
 
 def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
@@ -105,7 +125,7 @@ class _Known:
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
 
 
-def program_of(node: Any, dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...], backward: bool) -> Found:
+def program_of(node: Any, dtype: str, kinds: tuple[Kind, ...], backward: bool) -> Found:
     """A neuron's encoded program, the names of its parameters in order, and the attributes that it depends on.
 
     Traced once for each distinct set of equations: the class, its three methods, and every attribute of the neuron and
@@ -125,7 +145,7 @@ def program_of(node: Any, dtype: str, kinds: tuple[tuple[str, bool, bool, bool],
 
 
 def _build(
-    node: Any, constants: tuple[tuple[str, str, Any], ...], dtype: str, kinds: tuple[tuple[str, bool, bool, bool], ...],
+    node: Any, constants: tuple[tuple[str, str, Any], ...], dtype: str, kinds: tuple[Kind, ...],
     backward: bool,
 ) -> Found:  # fmt: skip
     program = build_program(
