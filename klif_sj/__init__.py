@@ -3,7 +3,18 @@
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
+from .swap import patched, swap_neurons
 
 __version__ = "0.1.0"
 
-__all__ = ["CLIFNode", "FusedNode", "GLIFNode", "KLIFNode", "LearnableATan", "Rect", "parameter_groups"]
+__all__ = [
+    "CLIFNode",
+    "FusedNode",
+    "GLIFNode",
+    "KLIFNode",
+    "LearnableATan",
+    "Rect",
+    "parameter_groups",
+    "patched",
+    "swap_neurons",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spikingjelly.activation_based import base, functional, surrogate
+from spikingjelly.activation_based import base, functional, neuron, surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
@@ -50,7 +50,26 @@ def init_surrogate(function: surrogate.SurrogateFunctionBase, spiking: bool, **p
         setattr(function, name, value)
 
 
-def forget_reset_list(net: nn.Module) -> None:
-    """Drop the list of resettable modules that 2.x caches for ``reset_net``: it is stale once a module was replaced."""
+def spiking_neurons() -> dict[str, type[base.MemoryModule]]:
+    """SpikingJelly's spiking neurons by name: the subclasses of ``BaseNode``, and 2.x's that is none."""
+    others = {"GatedLIFNode"} if SPIKINGJELLY_2 else set()
+    return {
+        name: value
+        for name, value in vars(neuron).items()
+        if name in others or (isinstance(value, type) and issubclass(value, BaseNode) and value is not BaseNode)
+    }
+
+
+def kernel_precision(node: nn.Module) -> Any:
+    """What 2.x's precision conversion has set for its own kernels of this neuron; None where it has set nothing."""
+    return getattr(node, "_neuron_precision", None)
+
+
+def forget_reset_lists(net: nn.Module) -> None:
+    """Drop the lists of resettable modules that 2.x caches for ``reset_net``: stale once a module was replaced.
+
+    They are cached by the network that was reset, which may be a part of ``net`` or one that ``net`` is a part of.
+    """
     if SPIKINGJELLY_2:
-        functional.invalidate_reset_cache(net)
+        for module in {*net.modules(), *functional.net_config._RESET_MODULE_CACHE}:
+            functional.invalidate_reset_cache(module)

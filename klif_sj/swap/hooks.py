@@ -1,0 +1,52 @@
+"""The hooks of a neuron, for the one that takes its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .translate import CHANGED, DROPPED, KEPT, Entry
+
+HOOKS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict) and "hooks" in name)
+"""The dicts in which torch keeps a module's hooks, and marks of them, by the hook's number."""
+
+
+def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry, ...]:
+    """Give the new neuron the old one's hooks, and say which.
+
+    They share the dicts of hooks where they can, so that the handles that were returned for a hook go on removing it,
+    and a hook that is registered later is still there after an undo. They cannot where the new neuron has hooks of its
+    own, or where the old one has some that are bound to itself.
+    """
+    carried, copied, bound = 0, [], []
+    for name in HOOKS:
+        theirs, own = vars(old)[name], vars(new)[name]
+        foreign = {number: hook for number, hook in theirs.items() if not _is_bound_to(hook, old)}
+        if name.endswith("_hooks"):
+            carried += len(foreign)
+            bound += [name.strip("_")] * (len(theirs) - len(foreign))
+        if len(foreign) == len(theirs) and not own:
+            if install:
+                vars(new)[name] = theirs
+        elif foreign:
+            copied.append(name.strip("_"))
+            if install:
+                own.update(foreign)
+    if install:
+        new._is_full_backward_hook = old._is_full_backward_hook
+    entries = []
+    if carried:
+        entries.append(Entry(KEPT, "hooks", carried, carried))
+    if copied:
+        why = "these hooks work, but handles from before the swap no longer remove them"
+        entries.append(Entry(CHANGED, "hook handles", copied, copied, why))
+    if bound:
+        entries.append(Entry(DROPPED, "bound hooks", bound, why="they act on the old neuron itself"))
+    return tuple(entries)
+
+
+def _is_bound_to(hook: Any, module: nn.Module) -> bool:
+    # A hook registered with with_module=True holds on to its module in a wrapper.
+    function = getattr(hook, "hook", hook)
+    return getattr(function, "__self__", None) is module or getattr(hook, "with_module", False)

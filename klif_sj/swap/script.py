@@ -1,0 +1,187 @@
+"""klif-sj run: an unmodified script, with other neurons in place of SpikingJelly's."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import builtins
+import importlib
+import importlib.machinery
+import io
+import json
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import spawn
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import klif_sj
+
+from .patch import patched
+
+CHILD = str(Path(__file__).with_name("child.py"))
+CHILD_VARIABLE = "KLIF_SJ_RUN"
+"""Tells a spawned process what to run with which swaps; only this file writes it, only child.py reads it."""
+
+
+def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``klif-sj run``: a script with other neurons."""
+    parser = commands.add_parser(
+        "run",
+        help="run an unmodified SpikingJelly script with other neurons",
+        description="Run a script as 'python script.py ARGS...' would, with other neurons in place of SpikingJelly's, "
+        "and print at its end, to stderr, what was swapped. Under torchrun: torchrun ... -m klif_sj run --swap ...",
+        usage="klif-sj run --swap OLD=NEW [--set NAME=VALUE] (SCRIPT | -m MODULE) [ARGS...]",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--swap",
+        action="append",
+        required=True,
+        metavar="OLD=NEW",
+        help="LIFNode=KLIFNode: SpikingJelly's class, and ours or any as package.module.Class; may be given repeatedly",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of every new neuron, such as tau=2.0; may be given repeatedly",
+    )
+    add("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="a module instead of a script")
+    add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, then its arguments")
+    parser.set_defaults(run=run, parser=parser, passes_interrupts=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the script; its exit status, and whatever it raises, leaves this function as it leaves the script."""
+    # What follows a "--" is not taken by -m.
+    command = [*(options.module or ()), *options.script]
+    if not command:
+        options.parser.error("expected a script, or -m and a module")
+    if not options.module and not Path(command[0]).exists():
+        options.parser.error(f"there is no script {command[0]!r}")
+    try:
+        patch = patch_for(options.swap, options.set)
+    except (TypeError, ValueError) as error:
+        options.parser.error(str(error))
+    process = os.getpid()
+    try:
+        with patch, _swapping_children(options.swap, options.set):
+            run_as_main(command, is_module=bool(options.module))
+    finally:
+        # A forked process that leaves through here has nothing to say, nor has any but the first of torchrun's.
+        if os.getpid() == process and os.environ.get("RANK", "0") == "0":
+            _print_report(patch)
+
+
+def patch_for(swaps: Sequence[str], settings: Sequence[str]) -> patched:
+    """The patch that ``OLD=NEW`` and ``NAME=VALUE`` describe.
+
+    :raises TypeError, ValueError: for what does not describe one
+    """
+    classes = {old: _class_named(new) for old, new in (_pair("--swap", text) for text in swaps)}
+    return patched(
+        overrides={name: _value(text) for name, text in (_pair("--set", text) for text in settings)}, **classes
+    )
+
+
+def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
+    """Run a script or module as the interpreter would: as ``__main__``, with its arguments and its import path."""
+    name = command[0]
+    sys.argv = list(command)
+    sys.excepthook = _without_own_frames
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd() if is_module else str(Path(name).resolve().parent)
+    if is_module:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    elif Path(name).is_dir():
+        runpy.run_path(name, run_name="__main__")
+    else:
+        with io.open_code(str(Path(name).absolute())) as file:
+            code = compile(file.read(), name, "exec", dont_inherit=True)
+        main = ModuleType("__main__")
+        loader = importlib.machinery.SourceFileLoader("__main__", name)
+        vars(main).update(__file__=name, __builtins__=builtins, __loader__=loader, __cached__=None)
+        # It stays there after the script has ended, for its threads and exit handlers.
+        sys.modules["__main__"] = main
+        exec(code, vars(main))
+
+
+@contextmanager
+def _swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator[None]:
+    """Processes that multiprocessing spawns swap too: they run child.py in place of the script, which runs the script.
+
+    Forked ones have inherited the patch.
+    """
+    original = spawn.get_preparation_data
+
+    def preparation_data(name: str) -> dict[str, Any]:
+        data = original(name)
+        main = {key: data.pop(key) for key in ("init_main_from_path", "init_main_from_name") if key in data}
+        if main:
+            os.environ[CHILD_VARIABLE] = json.dumps({"swap": list(swaps), "set": list(settings), **main})
+            data["init_main_from_path"] = CHILD
+        return data
+
+    spawn.get_preparation_data = preparation_data
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
+
+
+def become_child() -> dict[str, Any]:
+    """In a spawned process: swap, and run the script as such a process does; returns its global names."""
+    told = json.loads(os.environ[CHILD_VARIABLE])
+    # They last as long as the process does.
+    patch_for(told["swap"], told["set"]).__enter__()
+    _swapping_children(told["swap"], told["set"]).__enter__()
+    if "init_main_from_name" in told:
+        return runpy.run_module(told["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
+    return runpy.run_path(told["init_main_from_path"], run_name="__mp_main__")
+
+
+def _print_report(patch: patched) -> None:
+    print(f"\nklif-sj run: {patch.report}", file=sys.stderr)
+    if not patch.rows:
+        print("klif-sj run: the script has built none of the neurons named in --swap", file=sys.stderr)
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _class_named(name: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module) if module else klif_sj, attribute)
+    except (ImportError, AttributeError) as error:
+        ours = ", ".join(n for n in klif_sj.__all__ if n.endswith("Node") and n != "FusedNode")
+        raise ValueError(f"--swap: expected {ours} or package.module.Class, got {name!r} ({error})") from error
+    return found
+
+
+def _value(text: str) -> Any:
+    """A Python literal, or else the text itself, so that activation=identity needs no quotes."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _without_own_frames(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an uncaught exception as the interpreter would have, had it run the script itself."""
+    frame = traceback
+    while frame is not None and frame.tb_frame.f_code is not run_as_main.__code__:
+        frame = frame.tb_next
+    inner = frame.tb_next if frame is not None else None
+    sys.__excepthook__(kind, error.with_traceback(inner or traceback), inner or traceback)
