@@ -13,6 +13,7 @@ from pathlib import Path
 from . import __version__
 from .environment import environment
 from .models import NEURONS
+from .swap.script import add_run
 from .training.settings import DATASETS, WIDTHS, Settings
 
 __all__ = ["main"]
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"klif-sj: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
+        if getattr(options, "passes_interrupts", False):
+            raise
         print("klif-sj: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -129,7 +132,7 @@ def info(options: argparse.Namespace) -> None:
         print(f"{label:{width}}  {text}")
 
 
-COMMANDS = (add_compare, add_info)
+COMMANDS = (add_compare, add_info, add_run)
 
 
 def _width(text: str) -> float:
