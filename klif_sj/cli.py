@@ -60,12 +60,11 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Train the same network with several neurons, from the same initial weights and in the same order "
         "of the data, and compare accuracy, firing rates, k, time and memory. Unless told otherwise, digits run in "
         "about a minute, and MNIST and Fashion-MNIST by the KLIF paper's recipe at full size, which asks for a GPU.",
-        formatter_class=argparse.RawTextHelpFormatter,
     )
     add = parser.add_argument
     add("--dataset", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
-    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of MNIST/ and FashionMNIST/")
-    add("--neurons", default="lif,klif", metavar="NAMES", help=f"of {', '.join(NEURONS)}\n(default: lif,klif)")
+    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of MNIST/ and FashionMNIST/ (default: data)")
+    add("--neurons", default="lif,klif", metavar="NAMES", help=f"of {', '.join(NEURONS)} (default: lif,klif)")
     add("--epochs", type=int, metavar="N", help="default: the data set's recipe, here and below")
     add("--time-steps", type=int, metavar="T", help="how often an image is shown")
     add("--width", type=_width, metavar="W", help=f"{', '.join(WIDTHS)}, or a factor on the paper's layer sizes")

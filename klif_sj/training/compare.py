@@ -143,13 +143,15 @@ class Comparison:
         settings, checkpoint = self.settings, self._checkpoint(neuron)
         module = SpikingClassifier(self.network(neuron), settings.learning_rate, settings.epochs, settings.seed)
         history = History()
-        keep_last = ModelCheckpoint(checkpoint.parent, save_last=True, save_top_k=0, enable_version_counter=False)
+        each_epoch = ModelCheckpoint(
+            checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
+        )
         device = torch.device(settings.device)
         trainer = lightning.Trainer(
             accelerator=device.type,
             devices=[device.index] if device.type == "cuda" else 1,
             max_epochs=settings.epochs,
-            callbacks=[history, keep_last, *([RichProgressBar(leave=False)] if progress else [])],
+            callbacks=[history, each_epoch, *([RichProgressBar(leave=False)] if progress else [])],
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,

@@ -94,7 +94,7 @@ def _torchvision(name: str, root: Path) -> tuple[Split, Split]:
             raise FileNotFoundError(
                 f"{find_dataset(name).title} is not in {raw}, and its download failed ({error}).\n"
                 f"Put {', '.join(file.name for file in files)} there; they come as .gz files from "
-                f"{dataset.mirrors[-1]}.\n"
+                f"{dataset.mirrors[0]}.\n"
                 f"On a machine that reaches it, this fetches them: "
                 f'python -c "from torchvision.datasets import {dataset.__name__}; '
                 f"{dataset.__name__}('{root}', download=True)\""

@@ -66,7 +66,7 @@ def backends_serving(net: nn.Module, images: Tensor) -> str:
 
 def _median_seconds(step: Callable[[], None], device: torch.device, min_seconds: float) -> float:
     seconds: list[float] = []
-    while sum(seconds) < min_seconds:
+    while not seconds or sum(seconds) < min_seconds:
         start = time.perf_counter()
         step()
         if device.type == "cuda":

@@ -48,8 +48,10 @@ class SpikingClassifier(lightning.LightningModule):
         optimizer = torch.optim.Adam(self.parameters(), self.learning_rate)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)]
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # Not at the start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
+        if batch_index == 0:
+            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch

@@ -48,9 +48,8 @@ def _number(value: float | None) -> str:
 def terminal_table(report: Report) -> Table:
     """The table of results for rich."""
     settings = report["settings"]
-    table = Table(
-        title=f"{settings['dataset']}: {report['network']}, T = {settings['time_steps']}, {settings['epochs']} epochs"
-    )
+    title = f"{settings['dataset']}, T = {settings['time_steps']}, {settings['epochs']} epochs, seed {settings['seed']}"
+    table = Table(title=title, caption=report["network"])
     table.add_column()
     for name in report["neurons"]:
         table.add_column(name, justify="right")
