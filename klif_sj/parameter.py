@@ -65,10 +65,46 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
 def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
     """``raw`` clamped to [low, high], with the gradient of the identity.
 
-    For a parameter that is used once for every step or element: :func:`bounded` decides by the sign of a gradient, which
-    is only right for the whole of it, while this adds up to the same whatever the parts are.
+    For a parameter that is used once for every step or element: :func:`bounded` decides by the sign of a gradient,
+    which is only right for the whole of it, while this adds up to the same whatever the parts are. Nothing keeps the
+    raw value near its bounds, so it may take a while to come back.
     """
     return _ClampedThrough.apply(raw, low, high)
+
+
+def fit_to_input(
+    what: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, channel_dim: int, dtype: torch.dtype
+) -> Tensor | PerStep:
+    """An effective parameter in the arithmetic's dtype, cut to the steps at hand.
+
+    :raises ValueError: if there are more steps than values, or if the input has another number of channels
+    """
+    tensor = value.values if isinstance(value, PerStep) else value
+    if isinstance(value, PerStep):
+        end, length = first_step + x_seq.shape[0], tensor.shape[0]
+        if end > length:
+            raise ValueError(
+                f"{what}: expected at most T = {length} time steps, its length, got {end}; reset the neuron between "
+                "sequences, or build it with a larger T"
+            )
+        tensor = tensor[first_step:end]
+    channels = tensor.shape[isinstance(value, PerStep) :]
+    if channels:
+        step = tuple(x_seq.shape[1:])
+        if len(channels) > 1 or channel_dim >= len(step) or step[channel_dim] != channels[0]:
+            raise ValueError(
+                f"{what} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is expected to have "
+                f"{channels[0]} channels, got an input of shape {step}"
+            )
+    tensor = tensor.to(dtype)
+    return PerStep(tensor) if isinstance(value, PerStep) else tensor
+
+
+def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """A scalar as it is, ``[C]`` shaped to broadcast along ``channel_dim`` of x."""
+    if value.ndim == 0:
+        return value
+    return value.view([-1 if dim == channel_dim else 1 for dim in range(x.ndim)])
 
 
 def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:

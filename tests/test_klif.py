@@ -234,7 +234,6 @@ def test_only_a_gradient_that_pushes_k_further_out_is_zero(raw: float, effective
     assert gradient((0.5, 5.0), raw) == (0.0 if outward else pytest.approx(unbounded))
 
 
-@pytest.mark.xfail(reason="in single-step mode each step's part of the gradient is judged by itself", strict=True)
 @pytest.mark.parametrize("raw", [0.4, 0.5, 5.0, 5.3])
 def test_the_gradient_at_a_bound_does_not_depend_on_the_step_mode(raw: float) -> None:
     x, gradients = current(), []

@@ -98,7 +98,7 @@ def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 _INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
-    "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "effective", "lava_s_cale",
+    "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "_sequence", "effective", "lava_s_cale",
     "forward_kernel", "backward_kernel", "_neuron_precision",
 }  # fmt: skip
 _PLAIN = (bool, int, float, str, type(None))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import compat, fused
 from ..checks import DTYPES, check_bool, check_input, check_number
-from ..parameter import Effective, PerStep
+from ..parameter import Effective, PerStep, channel_view, fit_to_input
 
 State = float | Tensor
 EffectiveParameters = dict[str, Tensor | PerStep]
@@ -91,6 +91,7 @@ class FusedNode(BaseNode):
             self.register_memory("time_step", 0)
         self.backend = backend
         self.store_v_seq = check_bool("store_v_seq", store_v_seq)
+        self._sequence: tuple[tuple[Tensor, ...], EffectiveParameters] = ((), {})
 
     def effective_parameters(self) -> EffectiveParameters:
         """Effective parameters by name, computed from the raw ones once per forward; steps read ``self.effective``.
@@ -159,17 +160,34 @@ class FusedNode(BaseNode):
         self, x_seq: Tensor, states: dict[str, State], first_step: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Spikes, final states and, where they are stored, the states at every step."""
-        dtype = state_dtype(x_seq.dtype)
+        dtype, name = state_dtype(x_seq.dtype), type(self).__name__
+        parameters = self._sequence_parameters(states)
         effective = {
-            name: self._for_steps(name, value, x_seq, first_step, dtype)
-            for name, value in self.effective_parameters().items()
+            key: fit_to_input(f"{name}: {key!r}", value, x_seq, first_step, self.channel_dim, dtype)
+            for key, value in parameters.items()
         }
-        if fused.serving_backend(self.backend, x_seq) != "torch":
-            numbers = [value for value in states.values() if not isinstance(value, Tensor)]
-            if len(numbers) == len(states):
-                return fused.run(self, x_seq, [], numbers, effective)
-            return fused.run(self, x_seq, [as_state(v, x_seq[0], dtype) for v in states.values()], [], effective)
-        return self._run_torch(x_seq, states, effective)
+        if fused.serving_backend(self.backend, x_seq) == "torch":
+            spikes, updated, sequences = self._run_torch(x_seq, states, effective)
+        elif any(isinstance(value, Tensor) for value in states.values()):
+            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
+            spikes, updated, sequences = fused.run(self, x_seq, initial, [], effective)
+        else:
+            numbers = [float(value) for value in states.values()]
+            spikes, updated, sequences = fused.run(self, x_seq, [], numbers, effective)
+        self._sequence = (tuple(updated.values()), parameters)
+        return spikes, updated, sequences
+
+    def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
+        """The effective parameters: those of the previous call where this one goes on from the states that it left.
+
+        So the gradient that reaches a raw parameter is that of the whole sequence, be it one call or single steps: a
+        rule that judges it, as KLIF's for a k at its bound, must see all of it.
+        """
+        left, parameters = self._sequence
+        goes_on = len(left) == len(states) and all(a is b for a, b in zip(left, states.values(), strict=True))
+        if goes_on and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return parameters
+        return self.effective_parameters()
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -193,9 +211,9 @@ class FusedNode(BaseNode):
         steps = x_seq.unbind(0)
         current = {name: as_state(value, steps[0], dtype) for name, value in states.items()}
         views = {
-            name: [self._channel_view(v, steps[0]) for v in value.values.unbind(0)]
+            name: [channel_view(v, steps[0], self.channel_dim) for v in value.values.unbind(0)]
             if isinstance(value, PerStep)
-            else self._channel_view(value, steps[0])
+            else channel_view(value, steps[0], self.channel_dim)
             for name, value in effective.items()
         }
         spikes, history = [], []
@@ -207,37 +225,6 @@ class FusedNode(BaseNode):
                 history.append(current)
         sequences = {name: torch.stack([h[name] for h in history]) for name in self.states} if history else {}
         return torch.stack(spikes), current, sequences
-
-    def _for_steps(
-        self, name: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, dtype: torch.dtype
-    ) -> Tensor | PerStep:
-        """An effective parameter in the arithmetic's dtype, cut to the steps at hand and checked against the input."""
-        tensor = value.values if isinstance(value, PerStep) else value
-        if isinstance(value, PerStep):
-            steps, length = x_seq.shape[0], tensor.shape[0]
-            if first_step + steps > length:
-                raise ValueError(
-                    f"{type(self).__name__}: expected at most T = {length} time steps, the length of {name!r}, "
-                    f"got {first_step + steps}; reset the neuron between sequences, or build it with a larger T"
-                )
-            tensor = tensor[first_step : first_step + steps]
-        channels = tensor.shape[1:] if isinstance(value, PerStep) else tensor.shape
-        if channels:
-            step_shape = tuple(x_seq.shape[1:])
-            found = step_shape[self.channel_dim] if self.channel_dim < len(step_shape) else None
-            if len(channels) > 1 or found != channels[0]:
-                raise ValueError(
-                    f"{type(self).__name__}: {name!r} has shape {tuple(channels)}, so dimension {self.channel_dim} of "
-                    f"a step's input is expected to have {channels[0]} channels, got an input of shape {step_shape}"
-                )
-        tensor = tensor.to(dtype)
-        return PerStep(tensor) if isinstance(value, PerStep) else tensor
-
-    def _channel_view(self, value: Tensor, x: Tensor) -> Tensor:
-        """A scalar as it is, ``[C]`` shaped to broadcast along ``channel_dim`` of x."""
-        if value.ndim == 0:
-            return value
-        return value.view([-1 if dim == self.channel_dim else 1 for dim in range(x.ndim)])
 
     def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
         """The node's states and time step where they fit a step's shape and x, their reset values where not."""
@@ -326,9 +313,11 @@ class FusedNode(BaseNode):
         """Put every state back to its reset value and forget the stored sequences."""
         super().reset()
         self._forget_sequences()
+        self._sequence = ((), {})
 
     def detach(self) -> None:
         """Cut the states from the graph. A returned spike may be a state too, so nothing is detached in place."""
+        self._sequence = ((), {})
         for name, value in self._memories.items():
             if isinstance(value, Tensor):
                 self._memories[name] = value.detach()
@@ -365,7 +354,7 @@ class FusedNode(BaseNode):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the states without their graph, which could not be copied."""
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_sequence": ((), {})}
         state["_memories"] = {
             name: value.detach() if isinstance(value, Tensor) else value for name, value in self._memories.items()
         }
