@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add_command in COMMANDS:
         add_command(commands)
     options = parser.parse_args(arguments)
+    options.command = shlex.join(["klif-sj", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         options.run(options)
     except UserError as error:
@@ -63,7 +64,13 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add = parser.add_argument
     add("--dataset", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
-    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of MNIST/ and FashionMNIST/ (default: data)")
+    add(
+        "--data-root",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder of MNIST/ and FashionMNIST/ (default: data)",
+    )
     add("--neurons", default="lif,klif", metavar="NAMES", help=f"of {', '.join(NEURONS)} (default: lif,klif)")
     add("--epochs", type=int, metavar="N", help="default: the data set's recipe, here and below")
     add("--time-steps", type=int, metavar="T", help="how often an image is shown")
@@ -103,9 +110,7 @@ def compare(options: argparse.Namespace) -> None:
             device=options.device,
             data_root=options.data_root,
         )
-        comparison = Comparison(
-            settings, options.out, resume=options.resume, command=shlex.join(["klif-sj", *sys.argv[1:]])
-        )
+        comparison = Comparison(settings, options.out, resume=options.resume, command=options.command)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise UserError(error) from error
     try:

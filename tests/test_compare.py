@@ -41,14 +41,6 @@ def settings(**given: Any) -> Settings:
     return Settings.for_dataset("digits", **{**defaults, **TINY, **given})
 
 
-@pytest.fixture(autouse=True)
-def _restored_interrupt() -> Iterator[None]:
-    """Lightning ignores further Ctrl-C after the first; the next test needs it again."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_step_is_measured() -> Iterator[None]:
     """Times do not matter here, so one step is enough."""
@@ -310,6 +302,7 @@ def test_interrupted_comparison_resumes_as_if_uninterrupted(
     monkeypatch.setattr(SpikingClassifier, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Comparison(settings(), tmp_path).run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (tmp_path / "report.json").exists()
     with pytest.raises(ValueError, match="holds an unfinished comparison. Add --resume"):
         Comparison(settings(), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,11 @@ class Comparison:
             enable_progress_bar=progress,
             default_root_dir=self.out,
         )
+        handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, self.data, ckpt_path=checkpoint if checkpoint.exists() else None)
-        except SystemExit:  # Lightning's answer to Ctrl-C
+        except SystemExit:  # Lightning's answer to Ctrl-C, of which it ignores any further
+            signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         return self._result(module.to(device), history.epochs)
 
