@@ -37,8 +37,10 @@ def run(
     )
     text, used, attributes = node.step_program(str(dtype), kinds, learns)
     if torch.compiler.is_compiling():
-        for module, name in attributes:
-            getattr(node.get_submodule(module), name)  # read, so that the compiled graph is guarded by it
+        for module, name, value in attributes:
+            # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
+            if getattr(node.get_submodule(module), name) != value:
+                raise AssertionError(f"{module}.{name} changed while it was traced")
     parameters = [values[name] if name in effective else values[name].to(dtype).reshape(()) for name in used]
     for name, tensor in zip(used, parameters, strict=True):
         if tensor.device != x_seq.device:
@@ -104,7 +106,7 @@ _INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
 _PLAIN = (bool, int, float, str, type(None))
 _kept_alive: list[Any] = []
 
-Found = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
+Found = tuple[str, tuple[str, ...], tuple[tuple[str, str, Any], ...]]
 _programs: dict[Any, Found] = {}
 
 
@@ -152,7 +154,7 @@ def _build(
         _title(node), functools.partial(_step, node), node.states, [Parameter(*kind) for kind in kinds],
         getattr(torch, dtype.removeprefix("torch.")), backward,
     )  # fmt: skip
-    attributes = tuple((module, name) for module, name, value in constants if isinstance(value, _PLAIN))
+    attributes = tuple(constant for constant in constants if isinstance(constant[2], _PLAIN))
     return program.encode(), tuple(p.name for p in program.parameters), attributes
 
 

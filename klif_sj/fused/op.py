@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import cuda, host
 from .call import Call
-from .kernel import Kernel
+from .kernel import Kernel, segment_of
 from .layout import Geometry, empty_sequence, geometry, step_strides, with_layout
 from .program import Program
 
@@ -101,16 +102,15 @@ def _planned(
 
 
 def _outputs(
-    plan: _Plan, x_seq: Tensor, checkpoint: bool, record: bool
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """Uninitialised spikes, final states, checkpoints and recorded states."""
-    program = plan.kernel.program
+    """Uninitialised spikes, final states, checkpoints and recorded states. Sizes may be symbolic."""
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
-    spikes = plan.sequence(x_seq, steps, x_seq.dtype)
-    final = [plan.sequence(x_seq, 1, dtype).squeeze(0) for _ in range(states)]
-    saved = (steps - 1) // plan.kernel.segment if checkpoint else 0
-    checkpoints = x_seq.new_empty((saved, states, plan.geometry.neurons if saved else 0), dtype=dtype)
-    sequences = [plan.sequence(x_seq, steps, dtype) for _ in range(states if record else 0)]
+    spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype)
+    final = [empty_sequence(x_seq, 1, strides, dtype).squeeze(0) for _ in range(states)]
+    saved = (steps - 1) // segment_of(program) if checkpoint else 0
+    checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
+    sequences = [empty_sequence(x_seq, steps, strides, dtype) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences
 
 
@@ -118,8 +118,8 @@ def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
-    plan = _plan(program, x_seq, channel_dim, record, False)
-    spikes, final, checkpoints, sequences = _outputs(plan, x_seq, checkpoint, record)
+    decoded, strides = Program.decode(program), step_strides(x_seq)
+    spikes, final, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record)
     return [spikes, *final, checkpoints, *sequences]
 
 
@@ -128,7 +128,7 @@ def _forward(
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan = _plan(program, x_seq, channel_dim, record, False)
-    spikes, final, checkpoints, sequences = _outputs(plan, x_seq, checkpoint, record)
+    spikes, final, checkpoints, sequences = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoint, record)
     if plan.geometry.neurons:
         call = Call(
             geometry=plan.geometry,
@@ -146,12 +146,12 @@ def _forward(
 
 
 def _gradients(
-    plan: _Plan, x_seq: Tensor, initial: Sequence[Tensor], need_x: bool
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Uninitialised gradients of x and of the initial states; empty where not needed."""
-    dtype = getattr(torch, plan.kernel.program.dtype)
-    grad_x = [plan.sequence(x_seq, x_seq.shape[0], x_seq.dtype)] if need_x else []
-    return grad_x, [plan.sequence(x_seq, 1, dtype).squeeze(0) for _ in initial]
+    """Uninitialised gradients of x and of the initial states; empty where not needed. Sizes may be symbolic."""
+    dtype = getattr(torch, program.dtype)
+    grad_x = [empty_sequence(x_seq, x_seq.shape[0], strides, x_seq.dtype)] if need_x else []
+    return grad_x, [empty_sequence(x_seq, 1, strides, dtype).squeeze(0) for _ in initial]
 
 
 def _fake_backward(
@@ -159,9 +159,9 @@ def _fake_backward(
     parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
     grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> list[Tensor]:  # fmt: skip
-    plan = _plan(program, x_seq, channel_dim, False, True)
-    grad_x, grad_initial = _gradients(plan, x_seq, initial, need_x)
-    pairs = zip(parameters, plan.kernel.program.parameters, strict=True)
+    decoded = Program.decode(program)
+    grad_x, grad_initial = _gradients(decoded, step_strides(x_seq), x_seq, initial, need_x)
+    pairs = zip(parameters, decoded.parameters, strict=True)
     return [*grad_x, *grad_initial, *(torch.empty_like(tensor) for tensor, p in pairs if p.learned)]
 
 
@@ -172,8 +172,8 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     record = any(grad is not None for grad in grad_sequences)
     plan = _plan(program, x_seq, channel_dim, record, True)
-    grad_x, grad_initial = _gradients(plan, x_seq, initial, need_x)
     dtype = getattr(torch, plan.kernel.program.dtype)
+    grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x)
     grads = x_seq.new_zeros((plan.kernel.grads, plan.geometry.channels), dtype=dtype)
     if plan.geometry.neurons:
         x = with_layout(x_seq, plan.strides)

@@ -1,0 +1,183 @@
+"""The operators under PyTorch's own tools: opcheck, torch.compile, checkpointing, anomaly of a second derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from neurons import CASES, CPU_BACKENDS, STEPS, Case
+from tolerance import assert_close, assert_equal
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from klif_sj import FusedNode, KLIFNode, LearnableATan, fused
+from klif_sj.fused import dispatch
+
+pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
+
+FIRST_OF_CLASS = [c for i, c in enumerate(CASES) if c.neuron not in [earlier.neuron for earlier in CASES[:i]]]
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(STEPS, 3, 5).mul(2).to(dtype).requires_grad_()
+
+
+def operator_arguments(node: FusedNode, x: Tensor, carried: bool) -> tuple[Any, ...]:
+    """What the forward operator is called with for a node."""
+    effective = node.effective_parameters()
+    values, kinds = dispatch._arguments(node, effective)
+    program, used, _ = node.step_program("torch.float32", kinds, True)
+    initial = [torch.rand(x.shape[1:]).requires_grad_() for _ in node.states] if carried else []
+    numbers = [] if carried else [0.0] * len(node.states)
+    parameters = [values[name].detach().clone().requires_grad_() for name in used]
+    return program, x, initial, numbers, parameters, node.channel_dim, True, node.store_v_seq
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
+@pytest.mark.parametrize("case", FIRST_OF_CLASS, ids=lambda case: case.name)
+def test_opcheck(case: Case, carried: bool) -> None:
+    """Schema, autograd registration, fake implementation and AOT dispatch agree with what the operators do."""
+    node = case.make(backend="cpp")
+    node(inputs())
+    arguments = operator_arguments(node, inputs(), carried)
+    torch.library.opcheck(torch.ops.klif_sj.forward.default, arguments)
+    program, x, initial, numbers, parameters, channel_dim, _, _ = arguments
+    detached = [t.detach() for t in parameters]
+    spikes, *states, checkpoints = torch.ops.klif_sj.forward(*arguments)
+    gradients = [None, *(torch.randn_like(s) for s in states[1:])]
+    torch.library.opcheck(
+        torch.ops.klif_sj.backward.default,
+        (program, x.detach(), [t.detach() for t in initial], numbers, detached, checkpoints.detach(),
+         torch.randn_like(spikes), gradients, [], channel_dim, True),
+    )  # fmt: skip
+
+
+def test_registered_autograd_equals_the_eager_one() -> None:
+    """Compiled graphs differentiate the operator as registered; eager calls take a shorter way to the same kernel."""
+    node = KLIFNode(step_mode="m", backend="cpp")
+    x = inputs()
+    node(x)
+    arguments = operator_arguments(node, x, carried=True)
+    leaves = [x, *arguments[2], *arguments[4]]
+    spikes, v, _ = torch.ops.klif_sj.forward(*arguments)
+    expected = torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves)
+    from klif_sj.fused.op import run_program
+
+    spikes, v, _ = run_program(*arguments)
+    for actual, value in zip(torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves), expected, strict=True):
+        assert_equal(actual, value)
+
+
+@pytest.mark.parametrize("case", FIRST_OF_CLASS, ids=lambda case: case.name)
+def test_compiled_by_inductor(case: Case) -> None:
+    """A network with generated kernels compiles to one graph and trains as it does eagerly."""
+    torch.manual_seed(0)
+    body = nn.Linear(5, 5)
+    node = case.make(backend="cpp")
+    node(torch.zeros(STEPS, 3, 5))
+    x = inputs()
+
+    def losses(forward: Any) -> tuple[Tensor, list[Tensor]]:
+        node.reset()
+        out = forward(x)
+        learned = [body.weight, *(p for p in node.parameters() if p.requires_grad)]
+        grads = torch.autograd.grad((out * out.detach().cos()).sum() + node.v.sum(), [x, *learned])
+        return out.detach(), list(grads)
+
+    def network(x: Tensor) -> Tensor:
+        return node(body(x)) * 0.5
+
+    expected, expected_grads = losses(network)
+    actual, actual_grads = losses(torch.compile(network, fullgraph=True))
+    assert_close(actual, expected)
+    for grad, value in zip(actual_grads, expected_grads, strict=True):
+        assert_close(grad, value)
+
+
+def test_compiled_graph_follows_a_changed_constant() -> None:
+    """A compiled neuron whose tau or surrogate is changed is compiled again, not run with the old kernel."""
+    node = KLIFNode(step_mode="m", backend="cpp")
+    compiled = torch.compile(node, fullgraph=True, backend="aot_eager")
+    x = torch.randn(STEPS, 3, 5).mul(2)
+    first = compiled(x)
+    for name, value in (("tau", 3.5), ("v_threshold", 0.25)):
+        setattr(node, name, value)
+        node.reset()
+        actual = compiled(x)
+        node.reset()
+        node.backend = "torch"
+        assert_equal(actual, node(x))
+        node.backend = "cpp"
+        assert not torch.equal(actual, first)
+
+
+def test_compiled_with_a_learnable_surrogate() -> None:
+    node = KLIFNode(step_mode="m", backend="cpp", surrogate_function=LearnableATan(k=1.5))
+    x, gradients = inputs(), []
+    for forward in (node, torch.compile(node, fullgraph=True, backend="aot_eager")):
+        node.reset()
+        gradients.append(torch.autograd.grad(forward(x).sum(), [x, node.k, node.surrogate_function.k]))
+    for actual, expected in zip(gradients[1], gradients[0], strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed(reentrant: bool) -> None:
+    """Recomputing a segment that starts from a reset gives the same gradients."""
+    node, x = KLIFNode(step_mode="m", backend="cpp"), inputs()
+
+    def segment(x: Tensor) -> Tensor:
+        node.reset()
+        return node(x)
+
+    expected = torch.autograd.grad(segment(x).square().sum(), [x, node.k])
+    node.k.grad = x.grad = None
+    checkpoint(segment, x, use_reentrant=reentrant).square().sum().backward()
+    assert_equal(x.grad, expected[0])
+    assert_equal(node.k.grad, expected[1])
+
+
+def test_second_derivative_is_refused() -> None:
+    node, x = KLIFNode(step_mode="m", backend="cpp", k_bounds=None), inputs()
+    (grad,) = torch.autograd.grad(node(x).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative; use backend='torch'"):
+        grad.sum().backward()
+
+
+def test_the_backward_pass_keeps_the_input_and_nothing_else() -> None:
+    """Saved for backward: x itself, without a copy, and what is smaller than a step by far."""
+    node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(STEPS, 64, 32, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        node(x)
+    large = [t for t in saved if t.numel() >= x[0].numel()]
+    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+    assert sum(t.numel() for t in saved) <= x.numel() + 8
+
+
+def test_inference_saves_nothing() -> None:
+    node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(STEPS, 8, 4)
+    with torch.no_grad():
+        assert node(x).grad_fn is None
+    node.reset()
+    with torch.inference_mode():
+        assert node(x).is_inference()
+
+
+def test_source_is_shown_for_a_length_and_a_dtype() -> None:
+    text = KLIFNode().cuda_source(4, torch.float16)
+    assert text.startswith("// KLIFNode(")
+    assert "constexpr int T = 4;" in text
+    assert "self.v = self.v + (x - (self.v - v_reset)) / self.tau" in text
+    assert "const real k = p[0];" in text
+    with pytest.raises(ValueError, match="T: expected a number of time steps, at least 1, got 0"):
+        KLIFNode().cuda_source(0)
+    with pytest.raises(TypeError, match=r"dtype: expected one of .*, got torch.int8"):
+        KLIFNode().cuda_source(4, torch.int8)
+
+
+def test_backends_say_why_they_cannot_serve() -> None:
+    assert fused.unavailable("torch") is None
+    for name in fused.supported_backends():
+        assert fused.unavailable(name) is None
