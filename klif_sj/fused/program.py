@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from .source import c_identifier, function_body
-from .trace import Graph, Step, StepTraceError, trace_backward, trace_forward
+from .trace import Graph, Step, StepTraceError, origin, trace_backward, trace_forward
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def build_program(
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:
-        raise StepTraceError(_explain(neuron, f"tracing it raised {type(error).__name__}: {error}")) from error
+        raise StepTraceError(
+            _explain(neuron, f"tracing it raised {type(error).__name__}: {error}{origin(error)}")
+        ) from error
 
 
 def _explain(neuron: str, reason: str) -> str:

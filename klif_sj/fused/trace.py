@@ -12,6 +12,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -113,6 +114,8 @@ class _Recorder(TorchDispatchMode):
                 f"it reads a tensor's value in Python (.item(), if, float()){_at(line)}. Choose between values with "
                 "torch.where instead"
             )
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise StepTraceError(f"aten::{name} draws random numbers{_at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
         operands = tuple(self._operand(arg) for arg in args)
         out = func(*args, **kwargs)
@@ -220,6 +223,15 @@ def _caller() -> Line | None:
             return Line(frame.f_code.co_name, file, frame.f_lineno)
         frame = frame.f_back
     return None
+
+
+def origin(error: Exception) -> str:
+    """Where the neuron's own code raised an error, as the end of a sentence; empty where it did not."""
+    found = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
+            found = Line(frame.f_code.co_name, frame.f_code.co_filename, number)
+    return _at(found)
 
 
 def _at(line: Line | None) -> str:
