@@ -166,12 +166,23 @@ def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install:
     if not item.registered:
         why = "held in no registered sub-module: the network's parameters() and state_dict() do not have its own"
         entries += (Entry("changed", "registered", False, False, why),)
-    before, after = item.neuron.state_dict().keys(), new.state_dict().keys()
+    before, after = _state_keys(item.neuron), _state_keys(new)
     added, removed = (
         tuple(f"{path}.{key}" for path in item.registered for key in keys)
         for keys in ([k for k in after if k not in before], [k for k in before if k not in after])
     )
     return SwapRow(tuple(item.paths), type(item.neuron), type(new), entries, added, removed)
+
+
+def _state_keys(module: nn.Module) -> list[str]:
+    """The keys of a module's state dict, whose making would run hooks."""
+    buffers = [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        for name in part._buffers
+        if name not in part._non_persistent_buffers_set
+    ]
+    return [name for name, _ in module.named_parameters(remove_duplicate=False)] + buffers
 
 
 def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:

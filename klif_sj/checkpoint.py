@@ -1,0 +1,53 @@
+"""Spiking neurons under activation checkpointing, which runs their forward pass a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from spikingjelly.activation_based.base import MemoryModule
+from torch import nn
+
+__all__ = ["state_contexts"]
+
+
+def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    """The ``context_fn`` with which :func:`torch.utils.checkpoint.checkpoint` recomputes a spiking network rightly::
+
+        y = checkpoint(net, x, use_reentrant=False, context_fn=state_contexts(net))
+
+    Without it the recomputation starts from the states that the forward pass left, so that it computes something else,
+    and steps the states a second time. With it, it starts from those that the forward pass started from, and leaves
+    the states as it finds them.
+
+    :param net: what is checkpointed; neurons of ours, of SpikingJelly, or any with registered memories
+    """
+    neurons = [module for module in net.modules() if isinstance(module, MemoryModule)]
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _in_states(neurons, [_states(neuron) for neuron in neurons])
+
+    return contexts
+
+
+@contextmanager
+def _in_states(neurons: list[MemoryModule], states: list[dict[str, Any]]) -> Iterator[None]:
+    now = [_states(neuron) for neuron in neurons]
+    _set_states(neurons, states)
+    try:
+        yield
+    finally:
+        _set_states(neurons, now)
+
+
+def _states(neuron: MemoryModule) -> dict[str, Any]:
+    """The memories, and the sequences of them that are stored."""
+    stored = {name: value for name, value in vars(neuron).items() if name.endswith("_seq")}
+    return {**neuron._memories, **stored}
+
+
+def _set_states(neurons: list[MemoryModule], states: list[dict[str, Any]]) -> None:
+    for neuron, values in zip(neurons, states, strict=True):
+        for name, value in values.items():
+            setattr(neuron, name, value)
