@@ -10,13 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from . import __version__
+from .coding import make_neuron
 from .environment import environment
-from .models import NEURONS
+from .models import NEURONS, neuron_factory
+from .neuron import FusedNode
 from .swap.script import add_run
 from .training.settings import DATASETS, WIDTHS, Settings
 
 __all__ = ["main"]
+
+SOURCE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -136,7 +142,33 @@ def info(options: argparse.Namespace) -> None:
         print(f"{label:{width}}  {text}")
 
 
-COMMANDS = (add_compare, add_info, add_run)
+def add_source(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``klif-sj source``: the CUDA that is generated from a neuron's equations."""
+    parser = commands.add_parser(
+        "source",
+        help="print the CUDA kernel that is generated from a neuron's equations",
+        description="Print the CUDA C++ of a neuron's kernels, forward and backward, as generated from its equations.",
+    )
+    add = parser.add_argument
+    add("neuron", metavar="NEURON", help=f"one of {', '.join(name for name in NEURONS if name != 'lif')}")
+    add("--T", type=int, default=4, metavar="T", help="time steps (default: 4)")
+    add("--dtype", default="float32", choices=SOURCE_DTYPES, help="of the input and the spikes (default: float32)")
+    add("--channels", type=int, default=1, metavar="C", help="for neurons with parameters by channel (default: 1)")
+    parser.set_defaults(run=source)
+
+
+def source(options: argparse.Namespace) -> None:
+    """Print the source of a neuron's kernels."""
+    try:
+        node = make_neuron(neuron_factory(options.neuron, options.T), options.channels)
+        if not isinstance(node, FusedNode):
+            raise ValueError(f"neuron: {options.neuron!r} is SpikingJelly's own, which has no generated kernel")
+        print(node.cuda_source(options.T, getattr(torch, options.dtype)))
+    except ValueError as error:
+        raise UserError(error) from error
+
+
+COMMANDS = (add_compare, add_info, add_run, add_source)
 
 
 def _width(text: str) -> float:

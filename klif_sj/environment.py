@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from typing import Any
@@ -66,13 +65,13 @@ def _gpus() -> str:
 
 
 def _compiler() -> str:
-    name = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if name is None:
-        return "none found (looked for c++, g++, clang++)"
+    from .fused import host
+
     try:
-        told = subprocess.run([*name.split(), "--version"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{name}: {_first_line(error)}"
+        name = host.compiler()
+        told = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError, host.CompilerError) as error:
+        return _first_line(error)
     return f"{name}: {told.stdout.splitlines()[0]}"
 
 
