@@ -71,4 +71,4 @@ def geometry(shape: tuple[int, ...], strides: tuple[int, ...], channel_dim: int 
     channels, inner = shape[channel_dim], strides[channel_dim]
     if channels == 1:
         return Geometry(1, 1, neurons)
-    return Geometry(neurons // max(channels * inner, 1), channels, inner)
+    return Geometry(neurons // (channels * inner), channels, inner) if neurons else Geometry(0, channels, 1)
