@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from neurons import CONTRACTS
@@ -17,3 +19,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(20230218)
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What a kernel forgets to write, or reads too early, is NaN instead of whatever happens to lie there."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty_strided((3,), (1,)).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
