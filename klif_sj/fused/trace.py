@@ -9,13 +9,17 @@ result shares a known storage is an alias, and one that writes to a known storag
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import linecache
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -33,15 +37,39 @@ class StepTraceError(TypeError):
 
 @dataclass(frozen=True)
 class Line:
-    """The line of Python that an operation came from."""
+    """The statement of Python that an operation came from, by the number of its first line."""
 
     function: str
     file: str
     number: int
+    last: int
 
     @property
     def text(self) -> str:
-        return linecache.getline(self.file, self.number).strip()
+        """The statement on one line."""
+        lines = (linecache.getline(self.file, number).strip() for number in range(self.number, self.last + 1))
+        return " ".join(lines).replace("( ", "(").replace(" )", ")")
+
+    @staticmethod
+    def of(code: CodeType, number: int) -> Line:
+        first, last = _statements(code).get(number, (number, number))
+        return Line(code.co_name, code.co_filename, first, last)
+
+
+@functools.cache
+def _statements(code: CodeType) -> dict[int, tuple[int, int]]:
+    """For every line of a function, the first and last line of the statement that it belongs to."""
+    found: dict[int, tuple[int, int]] = {}
+    try:
+        lines, start = inspect.getsourcelines(code)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError):
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) is None:
+            span = (node.lineno + start - 1, (node.end_lineno or node.lineno) + start - 1)
+            found.update((number, span) for number in range(span[0], span[1] + 1))
+    return found
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.number} in {self.function}: {self.text}"
@@ -220,7 +248,7 @@ def _caller() -> Line | None:
         if file == __file__ and frame.f_code.co_name == trace_backward.__name__:
             return None
         if not file.startswith((*_INTERNAL, "<frozen")):
-            return Line(frame.f_code.co_name, file, frame.f_lineno)
+            return Line.of(frame.f_code, frame.f_lineno)
         frame = frame.f_back
     return None
 
@@ -230,7 +258,7 @@ def origin(error: Exception) -> str:
     found = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
-            found = Line(frame.f_code.co_name, frame.f_code.co_filename, number)
+            found = Line.of(frame.f_code, number)
     return _at(found)
 
 
