@@ -50,6 +50,9 @@ class Line:
         lines = (linecache.getline(self.file, number).strip() for number in range(self.number, self.last + 1))
         return " ".join(lines).replace("( ", "(").replace(" )", ")")
 
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.number} in {self.function}: {self.text}"
+
     @staticmethod
     def of(code: CodeType, number: int) -> Line:
         first, last = _statements(code).get(number, (number, number))
@@ -70,9 +73,6 @@ def _statements(code: CodeType) -> dict[int, tuple[int, int]]:
             span = (node.lineno + start - 1, (node.end_lineno or node.lineno) + start - 1)
             found.update((number, span) for number in range(span[0], span[1] + 1))
     return found
-
-    def __str__(self) -> str:
-        return f"{os.path.basename(self.file)}:{self.number} in {self.function}: {self.text}"
 
 
 @dataclass(frozen=True)
