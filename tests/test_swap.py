@@ -16,7 +16,7 @@ from klif_sj.swap.settings import SPIKING_NEURONS
 
 BOTH_LINES = ("IFNode", "LIFNode", "ParametricLIFNode", "KLIFNode")
 NEW = (KLIFNode, CLIFNode, GLIFNode)
-Pair = namedtuple("Pair", ["neuron", "name"])  # noqa: PYI024 - a tuple with a constructor of its own is the point
+Pair = namedtuple("Pair", ["neuron", "name"])
 
 
 def upstream(name: str, **options: Any) -> nn.Module:

@@ -1,10 +1,9 @@
 """Swaps that change nothing: the same outputs and gradients before and after, and checkpoints that go both ways.
 
-KLIF with ``activation="identity"`` and k = 1 computes what LIF computes, in the same order, so outputs are equal bit for
-bit. Two cases round differently, and are held to the tolerance table on one neuron, whose spikes are compared where the
-potential is not within that tolerance of the threshold: 0.0.0.0.14's LIF with ``decay_input=False`` and a tau that is
-no power of two multiplies by 1 - 1/tau; PLIF multiplies by sigmoid(w) instead of dividing by tau. Gradients are sums
-in another order.
+KLIF with ``activation="identity"`` and k = 1 computes what LIF computes, in the same order, so spikes and outputs are
+equal bit for bit. Two cases round differently, and are held to the tolerance table on one neuron: 0.0.0.0.14's LIF with
+``decay_input=False`` and a tau that is no power of two, which multiplies by 1 - 1/tau; and PLIF with such a tau, which
+multiplies by sigmoid(w) instead of dividing by tau. Gradients are sums in another order.
 """
 
 from __future__ import annotations

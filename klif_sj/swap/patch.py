@@ -27,7 +27,8 @@ class patched:
     The name means the new neuron in every loaded module that has it, also where it was imported before, and in modules
     that are imported within the block; on exit every name means what it did, whatever happened. Blocks nest, the inner
     one wins. Not found is a class that is held elsewhere before the block starts: in a dict, a default argument, a
-    ``functools.partial``. This is a change of the whole process, all threads included.
+    ``functools.partial``. This is a change of the whole process, all threads included; SpikingJelly's own class, which
+    no name means within the block, cannot be pickled there.
 
     A neuron is built as the code asks for it, with SpikingJelly's own constructor and its defaults, and then translated
     as :func:`swap_neurons` does it. ``isinstance(x, LIFNode)`` is true of both; a class that derives from ``LIFNode``

@@ -103,11 +103,12 @@ def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
     elif Path(name).is_dir():
         runpy.run_path(name, run_name="__main__")
     else:
-        with io.open_code(str(Path(name).absolute())) as file:
-            code = compile(file.read(), name, "exec", dont_inherit=True)
+        path = str(Path.cwd() / name)
+        with io.open_code(path) as file:
+            code = compile(file.read(), path, "exec", dont_inherit=True)
         main = ModuleType("__main__")
-        loader = importlib.machinery.SourceFileLoader("__main__", name)
-        vars(main).update(__file__=name, __builtins__=builtins, __loader__=loader, __cached__=None)
+        loader = importlib.machinery.SourceFileLoader("__main__", path)
+        vars(main).update(__file__=path, __builtins__=builtins, __loader__=loader, __cached__=None)
         # It stays there after the script has ended, for its threads and exit handlers.
         sys.modules["__main__"] = main
         exec(code, vars(main))
