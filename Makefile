@@ -4,10 +4,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= cuda13,train,test
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.klif_sj-installed
 
-# The suite runs on both SpikingJelly lines; this folder on PYTHONPATH is the old one.
+# The suite runs on both SpikingJelly lines, JOBS processes at a time; this folder on PYTHONPATH is the old one.
 OLD_LINE := .sj14
 OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 
@@ -17,8 +18,8 @@ demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
 
 test: lint $(OLD_LINE_INSTALLED)
-	$(BIN)/python -m pytest
-	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
+	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from klif_sj.fused import cuda, dispatch
 from klif_sj.fused.kernel import Kernel
 from klif_sj.fused.program import Program
 
+pytestmark = pytest.mark.once
+
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
