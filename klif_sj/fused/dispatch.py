@@ -119,9 +119,13 @@ class _Known:
     programs: dict[Any, Found]
 
     def holds(self, node: Any) -> bool:
-        return self.methods == _methods(node) and all(
-            len(attributes) == size and read(attributes) == values for attributes, size, read, values in self.modules
-        )
+        try:
+            return self.methods == _methods(node) and all(
+                len(attributes) == size and read(attributes) == values
+                for attributes, size, read, values in self.modules
+            )
+        except (RuntimeError, ValueError):  # a tensor or an array was replaced: they have no truth value
+            return False
 
 
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
@@ -169,11 +173,20 @@ def _watch(module: nn.Module) -> list[tuple[dict[str, Any], int, Callable[[dict[
     for attributes, keys in ((module.__dict__, names), (module._modules, list(module._modules))):
         if keys:
             read = itemgetter(*keys)
-            watched.append((attributes, len(attributes), read, read(attributes)))
+            watched.append((attributes, len(attributes), read, _copied(read(attributes))))
     for child in module._modules.values():
         if child is not None:
             watched += _watch(child)
     return watched
+
+
+def _copied(value: Any) -> Any:
+    """Containers as they are now, as one that changes in place would always equal itself."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_copied, value))
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    return value
 
 
 def _constants(module: nn.Module, prefix: str = "") -> tuple[tuple[str, str, Any], ...]:
@@ -228,4 +241,4 @@ def _title(node: nn.Module) -> str:
     settings = ", ".join(
         part for part in node.extra_repr().split(", ") if not part.startswith(("step_mode", "backend"))
     )
-    return f"{type(node).__name__}({settings}) with {surrogate}"
+    return " ".join(f"{type(node).__name__}({settings}) with {surrogate}".split())

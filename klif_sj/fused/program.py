@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -63,6 +64,7 @@ def build_program(
     """
     names = [p.name for p in parameters]
     try:
+        _check_names(states, names)
         forward_graph = trace_forward(step, states, names, dtype)
         used = forward_graph.used_inputs()
         backward_graph = None
@@ -84,8 +86,16 @@ def build_program(
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:
         raise StepTraceError(
-            _explain(neuron, f"tracing it raised {type(error).__name__}: {error}{origin(error)}")
+            _explain(neuron, f"tracing it raised {type(error).__name__}: {str(error).rstrip('. ')}{origin(error)}")
         ) from error
+
+
+def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:
+    """Everything that a step reads or gives is known by its name alone."""
+    used = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
+    for name, count in used.items():
+        if count > 1:
+            raise StepTraceError(f"{name!r} is the name of more than one of its input, states and parameters")
 
 
 def _explain(neuron: str, reason: str) -> str:

@@ -6,6 +6,7 @@ order and precision, so that (with no contraction to fused multiply-adds) the re
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -21,9 +22,9 @@ C_TYPES = {
     torch.float32: "float",
     torch.float64: "double",
     torch.bool: "bool",
-    torch.int64: "long long",
+    torch.int64: "int64",
     torch.int32: "int",
-    torch.uint8: "unsigned char",
+    torch.uint8: "uint8",
 }
 
 
@@ -31,11 +32,6 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_RESERVED = _words("""
-    x p state output grad_p grad_state grad_output grad_x real io step auto bool break case char const continue default
-    do double else enum extern float for if int long return short signed sizeof static struct switch this typedef union
-    unsigned using void volatile while
-""")
 _ASSIGNMENT = re.compile(r"(?:self\.)?([A-Za-z_]\w*)\s*[-+*/]?=(?!=)")
 
 Arguments = tuple[str, ...]
@@ -71,7 +67,8 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
     ),
     "celu": lambda a, alpha="real(1)": f"({a} > real(0) ? {a} : expm1_({a} / {alpha}) * {alpha})",
     "elu_backward": lambda g, alpha, scale, inner, is_result, a: (
-        f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * {alpha} * {scale} * exp_({a} * {inner}))"
+        f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * ({a} + {alpha} * {scale}))" if is_result == "true"
+        else f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * {alpha} * {scale} * exp_({a} * {inner}))"
     ),
     "sigmoid_backward": lambda g, y: f"({g} * (real(1) - {y}) * {y})",
     "tanh_backward": lambda g, y: f"({g} * (real(1) - {y} * {y}))",
@@ -95,6 +92,7 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
         f"({a} * {beta} > {limit} ? {g} : {g} * exp_({a} * {beta}) / (exp_({a} * {beta}) + real(1)))"
     ),
     "silu": lambda a: f"({a} / (real(1) + exp_(-{a})))",
+    "silu_backward": lambda g, a: f"({g} * sigmoid_({a}) * (real(1) + {a} * (real(1) - sigmoid_({a}))))",
 }  # fmt: skip
 """Operations printed as an expression of their arguments."""
 
@@ -107,9 +105,21 @@ CALLS = _words("""
 """)
 """Operations that the prelude defines as a function, by the same name with a trailing underscore."""
 
+_RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow")) | _words("""
+    x p state output grad_p grad_state grad_output grad_x real io step int64 uint8 bits32
+    NAN INFINITY INLINE DEVICE LAMBDA
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast
+    consteval constexpr constinit continue decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or
+    or_eq private protected public register reinterpret_cast requires return short signed sizeof static static_assert
+    static_cast struct switch template this thread_local throw true try typedef typeid typename union unsigned using
+    virtual void volatile while xor xor_eq
+""")
+"""What means something else in C++, or in the functions around the statements."""
+
 CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
 FILLS = {"full_like": 1, "full": 1, "new_full": 2, "scalar_tensor": 0, "fill": 1}
-IDENTITIES = frozenset(("_to_copy", "clone", "sum", "lift_fresh", "lift_fresh_copy", "expand", "mean", "contiguous"))
+IDENTITIES = frozenset(("_to_copy", "clone", "lift_fresh", "lift_fresh_copy", "expand", "contiguous"))
 
 
 def literal(value: float | bool, dtype: torch.dtype) -> str:
@@ -160,7 +170,7 @@ class _Printer:
                 continue
             if operation.line is not None and operation.line != shown:
                 shown = operation.line
-                self.lines.append(f"// {shown.text}")
+                self.lines.append(f"// {shown.text}".rstrip("\\"))  # a backslash would continue the comment
             self._print(index, operation)
         for name, target in self.outputs.items():
             value = self.graph.outputs[name]
@@ -242,7 +252,9 @@ class _Printer:
             first, second = (self._operand(a, dtype) for a in args)
             scaled = f"{literal(alpha, dtype)} * {second if name != 'rsub' else first}"
             return f"({second if name == 'rsub' else first} {'+' if name == 'add' else '-'} {scaled})"
-        printed = tuple(None if a is None else self._operand(a, operand_dtype) for a in args)
+        printed = tuple(
+            None if a is None else self._operand(a, torch.bool if isinstance(a, bool) else operand_dtype) for a in args
+        )
         if name in INFIX and not options.get("rounding_mode"):
             return f"({printed[0]} {INFIX[name]} {printed[1]})"
         if name in FUNCTIONS:
@@ -263,11 +275,14 @@ class _Printer:
         return f"{'real' if dtype == self.dtype else C_TYPES[dtype]}({expression})"
 
     def _common_dtype(self, args: tuple[Any, ...]) -> torch.dtype:
+        """The dtype in which torch compares: a Python number only counts where it is of a higher kind."""
+        kinds = {bool: torch.bool, int: torch.int64, float: self.dtype}
         found = [
-            self.dtype if a.index < 0 else self.graph.operations[a.index].dtype for a in args if isinstance(a, Value)
-        ]
-        floating = any(isinstance(a, float) for a in args)
-        return self.dtype if floating or any(d.is_floating_point for d in found) else found[0]
+            (self.dtype if a.index < 0 else self.graph.operations[a.index].dtype) if isinstance(a, Value)
+            else kinds[type(a)]
+            for a in args
+        ]  # fmt: skip
+        return functools.reduce(torch.promote_types, found)
 
     def _refusal(self, operation: Operation, why: str) -> StepTraceError:
         place = f", at {operation.line}" if operation.line else ", in the gradient that autograd derived"

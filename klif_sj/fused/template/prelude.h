@@ -13,6 +13,7 @@
 using std::abs; using std::ceil; using std::floor; using std::trunc;
 #endif
 
+typedef unsigned char uint8;
 typedef unsigned int bits32;
 typedef long long int64;
 
