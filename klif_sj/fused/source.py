@@ -83,7 +83,7 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "logical_not": lambda a: f"(!{a})",
     "bitwise_not": lambda a: f"(!{a})",
     "addcmul": lambda a, b, c, value="real(1)": f"({a} + {value} * {b} * {c})",
-    "addcdiv": lambda a, b, c, value="real(1)": f"({a} + {value} * ({b} / {c}))",
+    "addcdiv": lambda a, b, c, value="real(1)": f"({a} + {value} * {b} / {c})",
     "lerp": lambda a, b, w: f"({w} < real(0.5) ? {a} + {w} * ({b} - {a}) : {b} - ({b} - {a}) * (real(1) - {w}))",
     "softplus": lambda a, beta="real(1)", limit="real(20)": (
         f"({a} * {beta} > {limit} ? {a} : log1p_(exp_({a} * {beta})) / {beta})"
