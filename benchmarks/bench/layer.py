@@ -1,0 +1,195 @@
+"""Measure one neuron layer, with every provider in turn: first whether it is right, then what it costs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import timing
+from .correctness import Result, Verdict, judge, train
+from .plan import Job
+from .providers import Provider, prepare
+from .rows import Row
+from .workload import Workload
+
+COPY = "copy"
+
+
+def failure(error: Exception) -> str:
+    """A row's status for an exception."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "out of memory"
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    return f"failed: {type(error).__name__}: {first_line[:300]}"
+
+
+def runner(provider: Provider, workload: Workload) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The provider's layer, and how to run it on a sequence from its initial state."""
+    node = provider.node(workload.neuron, workload.steps, workload.shape[2], workload.device)
+    module = prepare(provider, node, workload.threads)
+    reset = getattr(node, "reset", None)
+    if reset is None:
+        return node, module
+
+    def run(x: Tensor) -> Tensor:
+        reset()
+        return module(x)
+
+    return node, run
+
+
+def measure(job: Job, provider: Provider, expected: Result, bandwidth: float, min_seconds: float) -> Iterator[Row]:
+    """The rows of a provider. What is refused or fails has rows too, without times."""
+    workload = job.workload
+    torch.set_num_threads(workload.threads)
+    about = {"suite": job.suite, "provider": provider.name, "configuration": provider.configuration}
+    about |= workload.columns()
+    try:
+        node, run = runner(provider, workload)
+        verdict = judge(expected, train(node, run, *workload.inputs()), workload.dtype)
+        about |= judged(verdict)
+        if verdict.passed:
+            yield from MEASURES[job.measure](job, provider, node, run, about, bandwidth, min_seconds)
+            return
+    except Exception as error:  # a rival may fail in any way, and the others' turn is still to come
+        about["status"] = failure(error)
+    finally:
+        free()
+    yield from ({**about, "pass": of_pass, "launch": "eager"} for of_pass in job.passes)
+
+
+def judged(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "status": verdict.status,
+        "error_spikes": verdict.error_spikes,
+        "error_gradient": verdict.error_gradient,
+        "firing_rate": verdict.firing_rate,
+    }
+
+
+def inputs_in_turn(workload: Workload, run: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Several inputs, their gradients in the dtype of the provider's spikes."""
+    sets = [workload.inputs(seed) for seed in range(workload.input_sets())]
+    dtype = run(sets[0][0]).dtype
+    return [(x, grad.to(dtype)) for x, grad in sets]
+
+
+def time_passes(
+    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
+    min_seconds: float,
+) -> Iterator[Row]:  # fmt: skip
+    workload = job.workload
+    passes = timing.Passes(node, run, inputs_in_turn(workload, run))
+    for of_pass in job.passes:
+        yield from timed(workload, of_pass, passes.call(of_pass), about, bandwidth, min_seconds, provider.capturable)
+
+
+def timed(
+    workload: Workload, of_pass: str, call: timing.Call, about: Row, bandwidth: float, min_seconds: float,
+    capturable: bool,
+) -> Iterator[Row]:  # fmt: skip
+    """The time of a call; on a GPU also as a replayed graph, where that can be captured."""
+    if workload.device == "cpu":
+        clocks = {"eager": lambda: timing.on_cpu(call, workload.threads, min_seconds)}
+    else:
+        clocks = {"eager": lambda: timing.on_gpu(call, min_seconds)}
+        if capturable:
+            clocks["graph"] = lambda: timing.on_gpu_replayed(call, min_seconds)
+    for launch, clock in clocks.items():
+        row = {**about, "pass": of_pass, "launch": launch}
+        try:
+            found = clock()
+            rate = workload.floor_bytes(of_pass) / found.median
+            row |= found.columns() | {
+                "floor_bytes": workload.floor_bytes(of_pass),
+                "gb_per_s": rate / 1e9,
+                "copy_gb_per_s": bandwidth / 1e9,
+                "percent_of_copy": 100 * rate / bandwidth,
+            }
+        except Exception as error:
+            row["status"] = failure(error)
+        yield row
+
+
+def measure_copy(job: Job, bandwidth: float, min_seconds: float) -> Iterator[Row]:
+    """The limit at this size: a copy of as many bytes as each pass has to move."""
+    workload = job.workload
+    torch.set_num_threads(workload.threads)
+    about = {"suite": job.suite, "provider": COPY, "status": "ok", "configuration": "Tensor.copy_ of the floor's bytes"}
+    for of_pass in job.passes:
+        call = timing.copy_call(workload, of_pass)
+        yield from timed(workload, of_pass, call, about | workload.columns(), bandwidth, min_seconds, True)
+        del call
+        free()
+
+
+def time_host(
+    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
+    min_seconds: float,
+) -> Iterator[Row]:  # fmt: skip
+    passes = timing.Passes(node, run, inputs_in_turn(job.workload, run))
+    for of_pass in job.passes:
+        found = timing.by_the_clock(passes.call(of_pass), job.workload.device, calls=100, samples=20, wait=False)
+        yield {**about, "pass": of_pass, "launch": "host"} | found.columns()
+
+
+def time_first_call(
+    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
+    min_seconds: float,
+) -> Iterator[Row]:  # fmt: skip
+    """The first training step in a new process, with empty caches and with the ones that it left behind."""
+    with tempfile.TemporaryDirectory() as caches:
+        for launch in ("first, cold caches", "first, warm caches"):
+            seconds = first_call(provider, job.workload, Path(caches))
+            found = timing.of_samples([seconds])
+            yield {**about, "pass": "both", "launch": launch} | found.columns()
+
+
+def first_call(provider: Provider, workload: Workload, caches: Path) -> float:
+    names = ("KLIF_SJ_CACHE", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    folders = {name: str(caches / name.lower()) for name in names}
+    of_workload = (workload.neuron, workload.steps, workload.log2_size, workload.device)
+    request = json.dumps([provider.process, provider.name, *of_workload])
+    script = Path(__file__).with_name("first_call.py")
+    told = subprocess.run(
+        [sys.executable, str(script), request], env=os.environ | folders, capture_output=True, text=True, check=False
+    )
+    if told.returncode:
+        raise RuntimeError((told.stderr.strip() or "no output").splitlines()[-1])
+    return float(told.stdout.split()[-1])
+
+
+def measure_memory(
+    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
+    min_seconds: float,
+) -> Iterator[Row]:  # fmt: skip
+    workload = job.workload
+    x, grad = workload.inputs()
+    call = timing.Passes(node, run, [(x, grad.to(run(x).dtype))]).both
+    yield {
+        **about,
+        "pass": "both",
+        "launch": "memory",
+        "input_bytes": workload.sequence_bytes,
+        "saved_bytes": timing.saved_bytes(node, run, x),
+        "peak_bytes": timing.peak_bytes(call, workload.device),
+    }
+
+
+MEASURES = {"time": time_passes, "host": time_host, "first call": time_first_call, "memory": measure_memory}
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

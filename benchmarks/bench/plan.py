@@ -1,0 +1,179 @@
+"""The suites: which workloads are measured, how, and in what order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .workload import Workload
+
+SUITES = ("kernels", "overhead", "memory", "training", "cpu")
+
+MAIN = ("klif", "clif", "glif-channel")
+OTHERS = ("lif", "user", "glif-layer")
+ALL_PASSES = ("forward", "backward", "both")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Whole training steps of a network: forward, backward and optimizer."""
+
+    network: str
+    neuron: str
+    steps: int
+    batch: int
+    precision: str = "float32"
+    layout: str = "contiguous"
+    device: str = "cuda"
+    threads: int = 1
+    width: float = 1.0
+
+    @property
+    def name(self) -> str:
+        where = f"{self.threads} threads" if self.device == "cpu" else self.device
+        network = self.network if self.width == 1.0 else f"{self.network} x {self.width}"
+        return f"{network}, {self.neuron}, T {self.steps}, batch {self.batch}, {self.precision}, {self.layout}, {where}"
+
+    def columns(self) -> dict[str, Any]:
+        return {
+            "workload": self.name,
+            "neuron": self.neuron,
+            "T": self.steps,
+            "batch": self.batch,
+            "dtype": self.precision,
+            "layout": self.layout,
+            "device": self.device,
+            "threads": self.threads if self.device == "cpu" else None,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A workload and what is measured of it: ``time``, ``host``, ``first call``, ``memory`` or ``training``.
+
+    ``tier`` is its priority: 0 is what the targets are about, a run with a time budget does lower numbers first.
+    """
+
+    suite: str
+    tier: int
+    workload: Workload | Training
+    measure: str = "time"
+    passes: tuple[str, ...] = ("both",)
+    compiled: bool = True
+    """Whether the providers that torch.compile makes take part: each costs up to minutes of compiling."""
+
+
+def jobs(suites: tuple[str, ...], device: str, quick: bool) -> list[Job]:
+    """What the suites measure, the most important first. ``cpu`` is about the CPU whatever the device."""
+    makers = {"kernels": kernels, "overhead": overhead, "memory": memory, "training": training, "cpu": cpu}
+    found = [job for suite in suites for job in makers[suite](device, quick)]
+    return sorted(dict.fromkeys(found), key=lambda job: job.tier)
+
+
+def kernels(device: str, quick: bool) -> Iterator[Job]:
+    """The GPU's layers; a CPU's are the suite ``cpu``."""
+    if device != "cuda":
+        return
+
+    def job(tier: int, *shape: Any, passes: tuple[str, ...] = ALL_PASSES, compiled: bool = True, **options: Any) -> Job:
+        return Job("kernels", tier, Workload(*shape, device="cuda", **options), "time", passes, compiled)
+
+    large = 22 if quick else 26
+    for neuron in MAIN:
+        for steps in (4, 8, 16):
+            yield job(0, neuron, steps, large, compiled=False)
+        yield job(0, neuron, 4, large, dtype="float16", compiled=False)
+        yield job(1, neuron, 4, large)
+    if quick:
+        return
+    for neuron in MAIN:
+        for steps in (8, 16):
+            yield job(1, neuron, steps, large, dtype="float16", compiled=False)
+        for steps in (4, 8, 16):
+            yield job(1, neuron, steps, large, dtype="bfloat16", compiled=False)
+        for dtype in ("float32", "float16"):
+            yield job(1, neuron, 8, large, dtype=dtype, layout="channels_last", compiled=False)
+        for size in range(12, 28, 2):
+            yield job(1, neuron, 4, size, passes=("both",), compiled=False)
+        for steps in (1, 2, 32, 128):
+            yield job(1, neuron, steps, 24, passes=("both",), compiled=False)
+        yield job(2, neuron, 4, 27, compiled=False)
+        yield job(2, neuron, 4, 12, passes=("both",))
+        for steps in (8, 16):
+            yield job(2, neuron, steps, large)
+        yield job(2, neuron, 4, large, dtype="float16")
+        yield job(3, neuron, 32, 24, passes=("both",))
+    for neuron in OTHERS:
+        for dtype in ("float32", "float16"):
+            yield job(2, neuron, 4, large, dtype=dtype, compiled=False)
+        yield job(3, neuron, 4, large)
+
+
+def cpu(device: str, quick: bool) -> Iterator[Job]:
+    """The same on one thread and on two."""
+    cores = os.cpu_count() or 1
+    large, middle = (18, 16) if quick else (23, 20)
+    for threads in {1, min(2, cores)}:
+        for neuron in MAIN:
+            compiled = not quick or (neuron == "klif" and threads == 1)
+            yield Job("cpu", 0, Workload(neuron, 8, large, threads=threads), "time", ALL_PASSES, compiled)
+        for neuron in MAIN[:1] if quick else MAIN:
+            for size in range(12, large, 2):
+                yield Job("cpu", 1, Workload(neuron, 4, size, threads=threads), compiled=False)
+            for steps in (1, 2, 4, 8, 16, 32, 128):
+                yield Job("cpu", 1, Workload(neuron, steps, middle, threads=threads), compiled=False)
+    for neuron in MAIN:
+        for dtype in ("float16", "bfloat16"):
+            yield Job("cpu", 2, Workload(neuron, 8, middle, dtype), compiled=False)
+        yield Job("cpu", 2, Workload(neuron, 8, middle, layout="channels_last"), compiled=False)
+    for neuron in OTHERS:
+        yield Job("cpu", 2, Workload(neuron, 8, middle), "time", ALL_PASSES, compiled=False)
+
+
+def overhead(device: str, quick: bool) -> Iterator[Job]:
+    """What a call costs when there is nothing to compute, and what the very first one costs."""
+    for neuron in MAIN:
+        tiny = Workload(neuron, 4, 8, device=device)
+        yield Job("overhead", 0, tiny, "host", ("forward", "both"), compiled=not quick)
+        if neuron == "klif" or not quick:
+            yield Job("overhead", 0 if neuron == "klif" else 1, tiny, "first call", compiled=not quick)
+        if device == "cuda":
+            yield Job("overhead", 1, tiny, "time", ("both",), compiled=not quick)
+
+
+def memory(device: str, quick: bool) -> Iterator[Job]:
+    """What a layer keeps for its backward, and the most that a training step of it takes."""
+    size = 18 if quick else 26 if device == "cuda" else 22
+    for neuron in MAIN:
+        for steps in (4, 8) if quick else (4, 8, 16, 32):
+            yield Job(
+                "memory", 1, Workload(neuron, steps, size, device=device), "memory", compiled=not quick and steps == 4
+            )
+
+
+def training(device: str, quick: bool) -> Iterator[Job]:
+    """Networks of images of the CIFAR and Fashion-MNIST shapes."""
+
+    def job(tier: int, *task: Any, compiled: bool = True, **options: Any) -> Job:
+        return Job("training", tier, Training(*task, device=device, **options), "training", compiled=compiled)
+
+    if device == "cpu":
+        for neuron in MAIN[:1] if quick else MAIN:
+            yield job(1, "fashion-mnist", neuron, 4, 4 if quick else 16, width=0.125, compiled=False)
+        return
+    networks = ("fashion-mnist",) if quick else ("fashion-mnist", "resnet18", "sew-resnet18", "vgg16")
+    for network in networks:
+        for precision in ("amp", "float32"):
+            yield job(1, network, "klif", 4, 128, precision, compiled=False)
+        yield job(2, network, "klif", 4, 128, "amp")
+    if quick:
+        return
+    for network in networks:
+        yield job(2, network, "klif", 4, 16, "amp", compiled=False)
+        yield job(2, network, "klif", 8, 128, "amp", compiled=False)
+        yield job(2, network, "klif", 4, 128, "amp", "channels_last", compiled=False)
+        yield job(3, network, "klif", 4, 16, "amp")
+        for neuron in ("clif", "glif-layer"):
+            yield job(3, network, neuron, 4, 128, "amp", compiled=False)

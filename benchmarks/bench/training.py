@@ -1,0 +1,162 @@
+"""Measure whole training steps of a network, with every provider's neurons in the same places."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
+from torch import Tensor, nn
+
+from klif_sj.models import mnist_network
+
+from . import timing
+from .layer import failure, free
+from .plan import Job, Training
+from .providers import Provider, prepare, providers
+from .rows import Row
+
+COMPARED = 32
+"""Training steps whose losses are compared before anything is timed."""
+
+TOLERANCE = {"float32": 0.05, "amp": 0.2}
+"""Greatest relative difference of a loss. Roundings change single spikes, so that losses drift apart as they go on."""
+
+REFERENCE = "klif_sj torch"
+CLASSES = 10
+CHANNELS = 1
+"""Channels told to neurons: the networks do not tell theirs, so parameters are the layer's."""
+
+NeuronFactory = Callable[[], nn.Module]
+
+
+def network(task: Training, neuron: NeuronFactory) -> nn.Module:
+    """A network for images ``[N, C, H, W]``, multi-step, on the task's device. Dropout is off: it hides what is compared."""
+    if task.network == "fashion-mnist":
+        net: nn.Module = mnist_network(lambda: neuron(), task.steps, width=task.width)
+    else:
+        net = RepeatedImage(for_small_images(task.network, neuron), task.steps)
+        functional.set_step_mode(net, "m")
+    for module in net.modules():
+        if isinstance(module, layer.Dropout):
+            module.p = 0.0
+    memory_format = torch.channels_last if task.layout == "channels_last" else torch.contiguous_format
+    return net.to(task.device).to(memory_format=memory_format)
+
+
+def for_small_images(name: str, neuron: NeuronFactory) -> nn.Module:
+    """SpikingJelly's networks, their first layers and classifiers as CIFAR needs them: 3x3, no early pooling, 10 classes."""
+
+    def spiking_neuron(**_: object) -> nn.Module:
+        return neuron()
+
+    if name == "vgg16":
+        net = spiking_vgg.spiking_vgg16_bn(num_classes=CLASSES, spiking_neuron=spiking_neuron)
+        net.avgpool = layer.AdaptiveAvgPool2d((1, 1))
+        net.classifier = layer.Linear(512, CLASSES)
+        return net
+    if name == "resnet18":
+        net = spiking_resnet.spiking_resnet18(num_classes=CLASSES, spiking_neuron=spiking_neuron)
+    else:
+        net = sew_resnet.sew_resnet18(num_classes=CLASSES, spiking_neuron=spiking_neuron, cnf="ADD")
+    net.conv1 = layer.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
+class RepeatedImage(nn.Module):
+    """An image shown T times to a network; what it answers, averaged over time."""
+
+    def __init__(self, net: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.net = net
+        self.steps = steps
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image.unsqueeze(0).repeat(self.steps, 1, 1, 1, 1)).mean(0)
+
+
+class Trainer:
+    """A network and its optimizer; a call is one training step and returns the loss."""
+
+    def __init__(self, task: Training, provider: Provider, weights: dict[str, Tensor] | None) -> None:
+        torch.manual_seed(0)
+        self.task = task
+        self.net = network(task, lambda: provider.node(task.neuron, task.steps, CHANNELS, task.device))
+        if weights is not None:
+            self.net.load_state_dict(weights)
+        self.weights = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self._run = prepare(provider, self.net, task.threads)
+        fused = {"fused": True} if task.device == "cuda" else {}
+        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, **fused)
+        self._scaler = torch.amp.GradScaler(task.device, enabled=task.precision == "amp")
+        self._batches = itertools.cycle(batches(task))
+
+    def step(self) -> Tensor:
+        images, labels = next(self._batches)
+        with torch.autocast(self.task.device, torch.float16, enabled=self.task.precision == "amp"):
+            loss = F.cross_entropy(self._run(images), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        functional.reset_net(self.net)
+        return loss.detach()
+
+    def losses(self, count: int) -> Tensor:
+        return torch.stack([self.step() for _ in range(count)]).double().cpu()
+
+
+def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
+    """Four batches of images, each class a random pattern with noise, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 28, 28) if task.network == "fashion-mnist" else (3, 32, 32)
+    patterns = torch.rand(CLASSES, *shape, generator=generator)
+    memory_format = torch.channels_last if task.layout == "channels_last" else torch.contiguous_format
+    found = []
+    for _ in range(4):
+        labels = torch.randint(CLASSES, (task.batch,), generator=generator)
+        images = patterns[labels] + 0.3 * torch.randn(task.batch, *shape, generator=generator)
+        found.append((images.to(task.device, memory_format=memory_format), labels.to(task.device)))
+    return found
+
+
+def measure(job: Job, candidates: list[Provider], min_seconds: float) -> Iterator[Row]:
+    """The rows of a task: a provider's losses are compared with the reference's before its steps are timed."""
+    task = job.workload
+    torch.set_num_threads(task.threads)
+    reference = Trainer(task, next(provider for provider in providers("main") if provider.name == REFERENCE), None)
+    weights, expected = reference.weights, reference.losses(COMPARED)
+    del reference
+    for provider in candidates:
+        row = {"suite": job.suite, "provider": provider.name, "configuration": provider.configuration, "pass": "step"}
+        row |= {"launch": "eager", **task.columns()}
+        try:
+            row |= cost(Trainer(task, provider, weights), expected, min_seconds)
+        except Exception as error:
+            row["status"] = failure(error)
+        free()
+        yield row
+
+
+def cost(trainer: Trainer, expected: Tensor, min_seconds: float) -> Row:
+    """What a provider's steps cost, if its losses are the expected ones."""
+    task = trainer.task
+    error = ((trainer.losses(COMPARED) - expected).abs() / expected).max().item()
+    if not error <= TOLERANCE[task.precision]:
+        allowed = f"allowed {TOLERANCE[task.precision]:.0%}"
+        return {"error_loss": error, "status": f"refused: a loss of {COMPARED} differs by {error:.2%}, {allowed}"}
+    peak = timing.peak_bytes(trainer.step, task.device)
+    found = timing.by_the_clock(trainer.step, task.device, *repetitions(trainer, min_seconds), wait=True)
+    measured = {"peak_bytes": peak, "images_per_s": task.batch / found.median}
+    return {"error_loss": error, "status": "ok"} | measured | found.columns()
+
+
+def repetitions(trainer: Trainer, min_seconds: float) -> tuple[int, int]:
+    """Steps of a sample, and samples: at least ten of them, and ``min_seconds`` in all."""
+    once = timing.by_the_clock(trainer.step, trainer.task.device, 1, 3, wait=True).median
+    samples = 10
+    return max(round(min_seconds / once / samples), 1), samples
