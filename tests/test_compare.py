@@ -126,8 +126,8 @@ def test_table_has_a_row_for_each_layer(finished: tuple[Path, report.Report]) ->
         "test accuracy, %",
         *(f"firing rate, {layer}" for layer in LAYERS),
         *(f"k, {layer}" for layer in LAYERS),
-        "time a training step, ms",
-        "peak memory of a step, MiB",
+        "time a step, ms",
+        "peak memory, MiB",
         "backend",
     ]
 

@@ -7,6 +7,8 @@ import logging
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +125,11 @@ class Comparison:
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
         """
         console = console or Console(quiet=True)
-        _quieten_lightning()
         results = {}
         for neuron in self.settings.neurons:
             console.print(f"[bold]{neuron}[/bold]")
-            results[neuron] = self._train(neuron, progress=not console.quiet)
+            with _quiet_lightning():
+                results[neuron] = self._train(neuron, progress=not console.quiet)
         report = {
             "settings": self.settings.as_dict(),
             "network": self.network(self.settings.neurons[0]).notation,
@@ -184,9 +186,17 @@ class Comparison:
         }
 
 
-def _quieten_lightning() -> None:
-    """Silence what it says about hardware, workers and its own products; warnings about the training stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silences what it says about hardware, workers and its own products; warnings about the training stay."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)

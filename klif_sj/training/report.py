@@ -36,8 +36,8 @@ def rows(report: Report) -> Iterator[Row]:
     for quantity, title in (("firing_rate", "firing rate"), ("k", "k")):
         for layer in dict.fromkeys(layer for result in results for layer in result[quantity]):
             yield f"{title}, {layer}", [_number(result[quantity].get(layer)) for result in results]
-    yield "time a training step, ms", [f"{1e3 * result['step_seconds']:.2f}" for result in results]
-    yield "peak memory of a step, MiB", [f"{result['step_peak_bytes'] / 2**20:.1f}" for result in results]
+    yield "time a step, ms", [f"{1e3 * result['step_seconds']:.2f}" for result in results]
+    yield "peak memory, MiB", [f"{result['step_peak_bytes'] / 2**20:.1f}" for result in results]
     yield "backend", [result["backend"] for result in results]
 
 

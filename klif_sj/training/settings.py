@@ -48,7 +48,7 @@ DATASETS = {
     "digits": DatasetInfo(
         "scikit-learn's digits",
         image_size=8,
-        recipe=Recipe(epochs=10, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3),
+        recipe=Recipe(epochs=8, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3),
     ),
     "mnist": DatasetInfo("MNIST", image_size=28, recipe=PAPER),
     "fashion-mnist": DatasetInfo("Fashion-MNIST", image_size=28, recipe=PAPER),
