@@ -100,8 +100,8 @@ READ_ONCE = frozenset(("rsub", "neg", "reciprocal", "where", "masked_fill", "log
 """Those of them that print every argument once, so that an argument may be a whole expression."""
 
 CALLS = _words("""
-    abs exp expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign sgn
-    floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot
+    abs exp exp2 expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign
+    sgn floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot
 """)
 """Operations that the prelude defines as a function, by the same name with a trailing underscore."""
 
@@ -117,7 +117,10 @@ _RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow")) | _words("""
 """)
 """What means something else in C++, or in the functions around the statements."""
 
-CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0}
+CONSTANTS = {
+    "zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "zero": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0,
+    "empty_like": 0.0,  # to be overwritten
+}  # fmt: skip
 FILLS = {"full_like": 1, "full": 1, "new_full": 2, "scalar_tensor": 0, "fill": 1}
 IDENTITIES = frozenset(("_to_copy", "clone", "lift_fresh", "lift_fresh_copy", "expand", "contiguous"))
 

@@ -102,7 +102,8 @@ INLINE float exp_(float a) {
 }
 INLINE double exp_(double a) { return exp(a); }
 #endif
-FOR_BOTH(expm1_, expm1) FOR_BOTH(log_, log) FOR_BOTH(log1p_, log1p) FOR_BOTH(log2_, log2) FOR_BOTH(log10_, log10)
+FOR_BOTH(exp2_, exp2) FOR_BOTH(expm1_, expm1) FOR_BOTH(log_, log) FOR_BOTH(log1p_, log1p) FOR_BOTH(log2_, log2)
+FOR_BOTH(log10_, log10)
 FOR_BOTH(sqrt_, sqrt) FOR_BOTH(sin_, sin) FOR_BOTH(cos_, cos) FOR_BOTH(tan_, tan) FOR_BOTH(asin_, asin)
 FOR_BOTH(acos_, acos) FOR_BOTH(atan_, atan) FOR_BOTH(sinh_, sinh) FOR_BOTH(cosh_, cosh) FOR_BOTH(tanh_, tanh)
 FOR_BOTH(erf_, erf) FOR_BOTH(erfc_, erfc) FOR_BOTH(floor_, floor) FOR_BOTH(ceil_, ceil) FOR_BOTH(round_, rint)
