@@ -263,9 +263,11 @@ class _Printer:
         if name in FUNCTIONS:
             keywords = {k: self._operand(v, dtype) for k, v in options.items() if k == "value"}
             return FUNCTIONS[name](*printed, **keywords)
-        if name in CALLS and not any(v is not None for v in options.values()):
+        if name == "copy":
+            return self._operand(args[1], dtype)
+        if name in CALLS and dtype.is_floating_point and not any(v is not None for v in options.values()):
             return f"{name}_({', '.join(a for a in printed if a is not None)})"
-        raise self._refusal(operation, "is no elementwise operation that kernels can print")
+        raise self._refusal(operation, f"of {dtype} is no elementwise operation that kernels can print")
 
     def _operand(self, arg: Any, dtype: torch.dtype) -> str:
         """An argument as a C expression of the dtype."""
