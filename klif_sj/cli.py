@@ -83,6 +83,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--width", type=_width, metavar="W", help=f"{', '.join(WIDTHS)}, or a factor on the paper's layer sizes")
     add("--batch-size", type=int, metavar="N")
     add("--learning-rate", type=float, metavar="RATE", help="Adam's, at the start")
+    add("--threads", type=int, metavar="N", help="CPU threads")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--backend", default="auto", metavar="NAME", help="of our neurons: auto, torch, cpp or cupy (default: auto)")
     add("--seed", type=int, default=0, metavar="N")
@@ -111,6 +112,7 @@ def compare(options: argparse.Namespace) -> None:
             width=options.width,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
+            threads=options.threads,
             seed=options.seed,
             backend=options.backend,
             device=options.device,

@@ -158,11 +158,15 @@ def test_info_says_which_backends_serve_and_why_others_do_not(monkeypatch: pytes
 
 
 def test_module_is_the_command() -> None:
-    told = subprocess.run([sys.executable, "-m", "klif_sj", "--version"], capture_output=True, text=True, check=True)
-    assert told.stdout == f"klif_sj {klif_sj.__version__}\n"
-    refused = subprocess.run(
-        [sys.executable, "-m", "klif_sj", "compare", "--dataset=cifar"], capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "dataset: expected one of" in refused.stderr
+    command = [sys.executable, "-m", "klif_sj", "compare", "--dataset=cifar"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("error: dataset: expected one of digits, mnist, fashion-mnist, got 'cifar'\n")
     assert "Traceback" not in refused.stderr
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"klif_sj {klif_sj.__version__}\n"

@@ -128,7 +128,7 @@ class Comparison:
         results = {}
         for neuron in self.settings.neurons:
             console.print(f"[bold]{neuron}[/bold]")
-            with _quiet_lightning():
+            with _threads(self.settings.threads), _quiet_lightning():
                 results[neuron] = self._train(neuron, progress=not console.quiet)
         report = {
             "settings": self.settings.as_dict(),
@@ -184,6 +184,17 @@ class Comparison:
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
             "history": history,
         }
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Has torch use this many CPU threads, where a number is given."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 @contextmanager
