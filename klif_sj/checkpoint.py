@@ -42,12 +42,10 @@ def _in_states(neurons: list[MemoryModule], states: list[dict[str, Any]]) -> Ite
 
 
 def _states(neuron: MemoryModule) -> dict[str, Any]:
-    """The memories, and the sequences of them that are stored."""
-    stored = {name: value for name, value in vars(neuron).items() if name.endswith("_seq")}
-    return {**neuron._memories, **stored}
+    """The memories, and whatever else a call may set anew, such as stored sequences."""
+    return {**vars(neuron), "_memories": dict(neuron._memories)}
 
 
 def _set_states(neurons: list[MemoryModule], states: list[dict[str, Any]]) -> None:
     for neuron, values in zip(neurons, states, strict=True):
-        for name, value in values.items():
-            setattr(neuron, name, value)
+        vars(neuron).update(values, _memories=dict(values["_memories"]))

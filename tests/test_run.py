@@ -11,7 +11,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from klif_sj.cli import main
 
@@ -19,11 +21,9 @@ RUN = [sys.executable, "-m", "klif_sj", "run", "--swap", "LIFNode=KLIFNode"]
 ROOT = Path(__file__).parents[1]
 
 
-def execute(
-    *command: object, cwd: Path, status: int = 0, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def execute(*command: object, cwd: Path, status: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **(env or {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     result = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -31,7 +31,7 @@ def execute(
         check=False,
         cwd=cwd,
         env=environment,
-        timeout=240,
+        timeout=timeout,
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result
@@ -205,3 +205,114 @@ def test_interrupt_from_outside(tmp_path: Path) -> None:
     assert out == "cleaned up\n"
     assert "KeyboardInterrupt" in err
     assert "klif_sj" not in err.split("Traceback")[1]
+
+
+EXAMPLE = """
+    import argparse, os, sys
+    import numpy as np
+    import torch
+    import torch.nn as nn
+    import torch.nn.functional as F
+    from spikingjelly.activation_based import neuron, encoding, functional, surrogate, layer
+
+    class SNN(nn.Module):
+        def __init__(self, tau, T):
+            super().__init__()
+            self.T = T
+            self.layer = nn.Sequential(
+                layer.Flatten(), layer.Linear(16, 4, bias=False),
+                neuron.LIFNode(tau=tau, surrogate_function=surrogate.ATan()),
+                layer.Linear(4, 2, bias=False), neuron.IFNode(surrogate_function=surrogate.ATan()),
+            )
+
+        def forward(self, x):
+            return self.layer(x)
+
+    def main():
+        parser = argparse.ArgumentParser()
+        parser.add_argument("-T", default=100, type=int)
+        parser.add_argument("-tau", default=2.0, type=float)
+        parser.add_argument("-out-dir", type=str, default="./logs")
+        args = parser.parse_args()
+        torch.manual_seed(0)
+        net, encoder = SNN(args.tau, args.T), encoding.PoissonEncoder()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+        label = torch.arange(64) // 32
+        # The left or the right half is bright.
+        x = torch.rand(64, 4, 4) * 0.3 + 0.7 * (torch.arange(4) // 2 == label[:, None, None])
+        for epoch in range(30):
+            optimizer.zero_grad()
+            fr = 0.0
+            for t in range(args.T):
+                fr += net(encoder(x))
+            fr = fr / args.T
+            loss = F.mse_loss(fr, F.one_hot(label, 2).float())
+            loss.backward()
+            optimizer.step()
+            functional.reset_net(net)
+        os.makedirs(args.out_dir)
+        checkpoint = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(checkpoint, os.path.join(args.out_dir, "last.pth"))
+        net.eval()
+        output_layer = net.layer[-1]
+        output_layer.v_seq = []
+        output_layer.s_seq = []
+        def save_hook(m, x, y):
+            m.v_seq.append(m.v.unsqueeze(0))
+            m.s_seq.append(y.unsqueeze(0))
+        output_layer.register_forward_hook(save_hook)
+        with torch.no_grad():
+            for t in range(args.T):
+                net(encoder(x))
+        np.save("v_t_array.npy", torch.cat(output_layer.v_seq).numpy())
+        np.save("s_t_array.npy", torch.cat(output_layer.s_seq).numpy())
+        print(net)
+        print("accuracy", (fr.argmax(1) == label).float().mean().item(), "loss", loss.item())
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+def test_a_script_written_as_upstreams_examples_trains(tmp_path: Path) -> None:
+    """The constructs of SpikingJelly's lif_fc_mnist, on data that is made up."""
+    script(tmp_path, EXAMPLE)
+    swap = ["--swap", "IFNode=CLIFNode", "--set", "backend=torch"]
+    result = execute(*RUN, *swap, "script.py", "-T", "4", "-tau", "3.0", "-out-dir", "out", cwd=tmp_path)
+    assert "KLIFNode(" in result.stdout
+    assert "CLIFNode(" in result.stdout
+    assert float(re.findall(r"accuracy (\S+)", result.stdout)[0]) > 0.9
+    saved = torch.load(tmp_path / "out" / "last.pth", weights_only=True)["net"]
+    assert saved["layer.2.k"].item() != 1.0
+    assert np.load(tmp_path / "v_t_array.npy").shape == np.load(tmp_path / "s_t_array.npy").shape == (4, 64, 2)
+    assert "tau=3.0" in result.stderr
+
+
+DATA = os.environ.get("KLIF_SJ_DATA", "")
+
+
+@pytest.mark.parametrize(
+    ("example", "data", "swap", "arguments", "accuracy"),
+    [
+        ("lif_fc_mnist", "MNIST", "LIFNode=KLIFNode", ["-b", "256", "-lr", "0.01"], 0.85),
+        (
+            "conv_fashion_mnist",
+            "FashionMNIST",
+            "IFNode=KLIFNode",
+            ["-channels", "4", "-opt", "adam", "-lr", "0.002"],
+            0.75,
+        ),
+    ],
+)
+def test_upstreams_own_examples(
+    tmp_path: Path, example: str, data: str, swap: str, arguments: list[str], accuracy: float
+) -> None:
+    """One epoch on the whole data set, some minutes each; with the least accuracy that it is to reach."""
+    if not (DATA and (Path(DATA) / data).is_dir()):
+        pytest.skip(f"set KLIF_SJ_DATA to the folder that holds {data}/ to run SpikingJelly's example on it")
+    module = f"spikingjelly.activation_based.examples.{example}"
+    common = ["-T", "4", "-device", "cpu", "-epochs", "1", "-j", "1", "-data-dir", Path(DATA).resolve()]
+    command = [*RUN[:-2], "--swap", swap, "--set", "backend=auto", "-m", module, *common, *arguments]
+    result = execute(*command, cwd=tmp_path, timeout=1500)
+    assert float(re.findall(r"max_test_acc = ?([\d.]+)", result.stdout)[-1]) > accuracy
+    assert "klif_sj.KLIFNode" in result.stderr

@@ -9,6 +9,7 @@ from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import nn
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode, swap_neurons
+from klif_sj.swap import SwapRow
 
 
 def network() -> nn.Sequential:
@@ -102,3 +103,17 @@ def test_a_k_outside_the_new_bounds_is_said() -> None:
     assert "nearer of its bounds" in row.of("changed")["k"].why
     x = torch.rand(4, 3)
     assert torch.equal(net(x), nn.Sequential(KLIFNode(init_k=5.0))(x))
+
+
+def test_a_report_is_of_the_moment_of_the_swap() -> None:
+    net = nn.Sequential(KLIFNode(), GLIFNode(step_mode="m"))
+    klif, glif = swap_neurons(net, KLIFNode, match="0").rows + swap_neurons(net, GLIFNode, match="1").rows
+    with torch.no_grad():
+        net[0].k.fill_(3.0)
+    net[1](torch.rand(2, 3, 4))
+    assert klif.of("kept")["k"].new.item() == 1.0
+    assert "shape by the first input" in text_of(glif)
+
+
+def text_of(row: SwapRow) -> str:
+    return " ".join(str(entry) for entry in row.entries)

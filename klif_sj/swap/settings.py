@@ -125,14 +125,12 @@ def leaks(tau: float) -> bool:
 
 def same(name: str, first: object, second: object) -> bool:
     """Whether two settings of this name mean the same; surrogates of one class are copies here."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if is_lazy(first) or is_lazy(second):
+            return is_lazy(first) and is_lazy(second)
+        return torch.equal(first.detach().cpu().double(), second.detach().cpu().double())
     if isinstance(first, Tensor) or isinstance(second, Tensor):
-        return (
-            isinstance(first, Tensor)
-            and isinstance(second, Tensor)
-            and not is_lazy(first)
-            and not is_lazy(second)
-            and torch.equal(first.detach().cpu().double(), second.detach().cpu().double())
-        )
+        return False
     if name == "tau" and isinstance(first, float) and isinstance(second, float):
         return first == second or not (leaks(first) or leaks(second))
     return first == second or (isinstance(first, nn.Module) and type(first) is type(second))
@@ -146,6 +144,13 @@ def show(value: object) -> str:
             return f"{learned}, shape by the first input"
         return f"{value.item():g} ({learned})" if value.ndim == 0 else f"{list(value.shape)} ({learned})"
     return " ".join(repr(value).split())
+
+
+def snapshot(value: object) -> object:
+    """A setting as it is now: a parameter may learn, and a report is of the moment of the swap."""
+    if not isinstance(value, Tensor):
+        return value
+    return show(value) if is_lazy(value) else value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def plain(value: object) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import compat
-from .settings import RUNNING, Settings, arguments_for, constructor_parameters, kind_of, same, settings_of, show
+from .settings import (
+    RUNNING,
+    Settings,
+    arguments_for,
+    constructor_parameters,
+    kind_of,
+    same,
+    settings_of,
+    show,
+    snapshot,
+)
 
 KEPT, OVERRIDDEN, DROPPED, CHANGED, ADDED = WHAT = ("kept", "overridden", "dropped", "changed", "added")
 
@@ -117,7 +127,8 @@ def translate(
         new.to(device=like.device, dtype=like.dtype)
     if keep and kind_of(cls) == kind_of(type(old)):
         _carry_parameters(old, new, overrides)
-    return new, tuple(_compare(old, settings, implied, new, overrides, keep))
+    entries = _compare(old, settings, implied, new, overrides, keep)
+    return new, tuple(replace(entry, old=snapshot(entry.old), new=snapshot(entry.new)) for entry in entries)
 
 
 def own_surrogate(function: Any) -> Any:
