@@ -258,6 +258,8 @@ class _Printer:
         printed = tuple(
             None if a is None else self._operand(a, torch.bool if isinstance(a, bool) else operand_dtype) for a in args
         )
+        if name == "mul" and dtype == self.dtype and literal(1.0, dtype) in printed:
+            return str(printed[1] if printed[0] == literal(1.0, dtype) else printed[0])
         if name in INFIX and not options.get("rounding_mode"):
             return f"({printed[0]} {INFIX[name]} {printed[1]})"
         if name in FUNCTIONS:

@@ -122,6 +122,11 @@ class _Recorder(TorchDispatchMode):
         for i, tensor in enumerate(inputs.values()):
             self._store(tensor, Value(-1 - i))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not wrapped against dynamo, which would import it: a second or more, on the first call of any neuron."""
+        return False
+
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
         found = self._values.get(_storage(tensor))
@@ -145,7 +150,8 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise StepTraceError(f"aten::{name} draws random numbers{_at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
-        operands = tuple(self._operand(arg) for arg in args)
+        reads_values = not name.startswith("new_") and not name.endswith("_like")
+        operands = tuple(self._operand(arg) if reads_values or not isinstance(arg, Tensor) else None for arg in args)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or out.ndim:
             shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
@@ -193,11 +199,12 @@ def trace_backward(
         with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
             spike, updated = _take(step, inputs, states, parameters)
             results = [spike, *(updated[name] for name in states)]
-            pairs = [(r, g) for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
+            # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
+            weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
             grads: Sequence[Tensor | None] = [None] * len(wanted)
-            if pairs:
-                roots, seeds = zip(*pairs, strict=True)
-                grads = torch.autograd.grad(roots, [inputs[n] for n in wanted], seeds, allow_unused=True)
+            if weighted:
+                root = functools.reduce(torch.add, weighted)
+                grads = torch.autograd.grad(root, [inputs[name] for name in wanted], allow_unused=True)
         outputs = {
             f"grad_{name}": None if grad is None else recorder.value(grad)
             for name, grad in zip(wanted, grads, strict=True)
