@@ -17,6 +17,8 @@ OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
 
+# JOBS processes with one thread each: more threads than cores stall one another.
+test: export OMP_NUM_THREADS = 1
 test: lint $(OLD_LINE_INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
@@ -39,4 +41,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
