@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,9 +237,10 @@ def _step(
 
 
 def _title(node: nn.Module) -> str:
-    """The neuron on one line, without what makes no difference to its equations."""
+    """The neuron on one line, without what makes no difference to its equations, such as where an object lies."""
     surrogate = getattr(node, "surrogate_function", None)
     settings = ", ".join(
         part for part in node.extra_repr().split(", ") if not part.startswith(("step_mode", "backend"))
     )
-    return " ".join(f"{type(node).__name__}({settings}) with {surrogate}".split())
+    title = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(node).__name__}({settings}) with {surrogate}")
+    return " ".join(title.split())
