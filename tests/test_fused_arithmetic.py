@@ -13,7 +13,10 @@ from klif_sj import fused
 from klif_sj.fused.host import function_of
 from klif_sj.fused.kernel import template
 
-pytestmark = pytest.mark.skipif("cpp" not in fused.supported_backends(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif("cpp" not in fused.supported_backends(), reason="no C++ compiler"),
+]
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float"}
 HALF = [torch.float16, torch.bfloat16]

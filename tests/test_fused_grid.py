@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -58,14 +57,6 @@ def grid() -> Iterator[Case]:
 
 
 GRID = list(grid())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_beforehand(request: pytest.FixtureRequest) -> None:
-    """Compile the kernels of the selected cases two at a time."""
-    cases = [item.callspec.params["case"] for item in request.session.items if item.originalname == test_grid.__name__]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda case: outcome(case, "cpp", case.stored_input(), torch.tensor(1.0)), cases))
 
 
 def away_from_threshold(case: Case, stored: Tensor) -> Tensor:
