@@ -25,8 +25,13 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> int:
     options = parse_arguments()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.name:
+        print(machine_name(device))
+        return 0
     suites = SUITES if options.suite == "all" else (options.suite,)
     plan = [job for job in jobs(suites, device, options.quick) if job.tier <= options.tiers]
+    if options.gpu_only:
+        plan = [job for job in plan if job.workload.device == "cuda"]
     if not plan:
         print(f"{options.suite}: has nothing to measure on {device!r}; it needs a GPU", file=sys.stderr)
         return 2
@@ -68,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
         help="folder with SpikingJelly 0.0.0.0.14, installed "
         "by pip install --target (default: .sj14, where make test puts it)",
     )
+    add("--gpu-only", action="store_true", help="leave out what runs on the CPU")
+    add("--name", action="store_true", help="print the machine's name, that of its folder of results, and end")
     add("--commit", help="what is measured, where git cannot tell")
     add("--dry-run", action="store_true", help="list what would be measured, on a machine with that device or without")
     add("--process", help=argparse.SUPPRESS)
@@ -115,8 +122,8 @@ def measure(
     job: Job, process: str, results: Results, bandwidths: dict[tuple[str, int], float], options: argparse.Namespace
 ) -> Iterator[Row]:
     """The rows that a job lacks, until the time is up."""
-    min_seconds = 0.1 if options.quick else 0.5
     workload = job.workload
+    min_seconds = 0.1 if options.quick else 0.2 if workload.device == "cuda" else 0.5
     missing = [p for p in serving(job, process) if not done(job, p.name, results)]
     wants_copy = process == "main" and job.measure == "time" and not done(job, layer.COPY, results)
     if (not missing and not wants_copy) or time.time() > options.deadline:

@@ -103,7 +103,7 @@ def timed(
         clocks = {"eager": lambda: timing.on_cpu(call, workload.threads, min_seconds)}
     else:
         clocks = {"eager": lambda: timing.on_gpu(call, min_seconds)}
-        if capturable:
+        if capturable and of_pass != "backward":  # it runs on its forward's stream, which is not the captured one
             clocks["graph"] = lambda: timing.on_gpu_replayed(call, min_seconds)
     for launch, clock in clocks.items():
         row = {**about, "pass": of_pass, "launch": launch}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,20 @@ from torch import Tensor, nn
 from klif_sj.models import mnist_network
 
 from . import timing
-from .layer import failure, free
+from .correctness import Verdict, judge, train
+from .correctness import reference as of_layer
+from .layer import failure, free, judged, runner
 from .plan import Job, Training
 from .providers import Provider, prepare, providers
 from .rows import Row
+from .workload import Workload
 
 COMPARED = 32
 """Training steps whose losses are compared before anything is timed."""
 
 TOLERANCE = {"float32": 0.05, "amp": 0.2}
-"""Greatest relative difference of a loss. Roundings change single spikes, so that losses drift apart as they go on."""
+"""Greatest relative difference of a loss. It cannot be small: a single spike that a rounding changes sends the training
+on another course, which comes to a percent within these steps. So the neurons are compared by themselves first."""
 
 REFERENCE = "klif_sj torch"
 CLASSES = 10
@@ -34,7 +39,7 @@ NeuronFactory = Callable[[], nn.Module]
 
 
 def network(task: Training, neuron: NeuronFactory) -> nn.Module:
-    """A network for images ``[N, C, H, W]``, multi-step, on the task's device. Dropout is off: it hides what is compared."""
+    """A network for images ``[N, C, H, W]``, on the task's device. Without dropout: it hides what is compared."""
     if task.network == "fashion-mnist":
         net: nn.Module = mnist_network(lambda: neuron(), task.steps, width=task.width)
     else:
@@ -48,7 +53,7 @@ def network(task: Training, neuron: NeuronFactory) -> nn.Module:
 
 
 def for_small_images(name: str, neuron: NeuronFactory) -> nn.Module:
-    """SpikingJelly's networks, their first layers and classifiers as CIFAR needs them: 3x3, no early pooling, 10 classes."""
+    """SpikingJelly's networks with the first layer and classifier of CIFAR: 3x3, no early pooling, 10 classes."""
 
     def spiking_neuron(**_: object) -> nn.Module:
         return neuron()
@@ -91,7 +96,7 @@ class Trainer:
         self.weights = {name: value.clone() for name, value in self.net.state_dict().items()}
         self._run = prepare(provider, self.net, task.threads)
         fused = {"fused": True} if task.device == "cuda" else {}
-        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, **fused)
+        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, **fused)
         self._scaler = torch.amp.GradScaler(task.device, enabled=task.precision == "amp")
         self._batches = itertools.cycle(batches(task))
 
@@ -106,8 +111,9 @@ class Trainer:
         functional.reset_net(self.net)
         return loss.detach()
 
-    def losses(self, count: int) -> Tensor:
-        return torch.stack([self.step() for _ in range(count)]).double().cpu()
+    def losses(self) -> Tensor:
+        """The losses of the steps that are compared."""
+        return torch.stack([self.step() for _ in range(COMPARED)]).double()
 
 
 def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
@@ -125,34 +131,44 @@ def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
 
 
 def measure(job: Job, candidates: list[Provider], min_seconds: float) -> Iterator[Row]:
-    """The rows of a task: a provider's losses are compared with the reference's before its steps are timed."""
+    """The rows of a task. Before a provider's steps are timed its neurons are judged, then its losses."""
     task = job.workload
     torch.set_num_threads(task.threads)
     reference = Trainer(task, next(provider for provider in providers("main") if provider.name == REFERENCE), None)
-    weights, expected = reference.weights, reference.losses(COMPARED)
+    weights, expected = reference.weights, reference.losses()
     del reference
     for provider in candidates:
         row = {"suite": job.suite, "provider": provider.name, "configuration": provider.configuration, "pass": "step"}
         row |= {"launch": "eager", **task.columns()}
         try:
-            row |= cost(Trainer(task, provider, weights), expected, min_seconds)
+            row |= judged(judge_node(provider, task))
+            if row["status"] == "ok":
+                row |= cost(Trainer(task, provider, weights), expected, min_seconds)
         except Exception as error:
             row["status"] = failure(error)
         free()
         yield row
 
 
+def judge_node(provider: Provider, task: Training) -> Verdict:
+    """The gate of a layer, for the neuron that the network gets."""
+    dtype = "float16" if task.precision == "amp" else "float32"
+    workload = Workload(task.neuron, task.steps, 16, dtype, device=task.device, threads=task.threads)
+    inputs = workload.inputs()
+    node, run = runner(replace(provider, compiled=False), workload)
+    return judge(of_layer(workload, *inputs), train(node, run, *inputs), dtype)
+
+
 def cost(trainer: Trainer, expected: Tensor, min_seconds: float) -> Row:
     """What a provider's steps cost, if its losses are the expected ones."""
     task = trainer.task
-    error = ((trainer.losses(COMPARED) - expected).abs() / expected).max().item()
+    error = ((trainer.losses() - expected).abs() / expected).max().item()
     if not error <= TOLERANCE[task.precision]:
         allowed = f"allowed {TOLERANCE[task.precision]:.0%}"
         return {"error_loss": error, "status": f"refused: a loss of {COMPARED} differs by {error:.2%}, {allowed}"}
     peak = timing.peak_bytes(trainer.step, task.device)
     found = timing.by_the_clock(trainer.step, task.device, *repetitions(trainer, min_seconds), wait=True)
-    measured = {"peak_bytes": peak, "images_per_s": task.batch / found.median}
-    return {"error_loss": error, "status": "ok"} | measured | found.columns()
+    return {"error_loss": error, "peak_bytes": peak, "images_per_s": task.batch / found.median} | found.columns()
 
 
 def repetitions(trainer: Trainer, min_seconds: float) -> tuple[int, int]:

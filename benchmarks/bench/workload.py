@@ -69,7 +69,7 @@ class Workload:
         return PASSES[of_pass] * self.sequence_bytes
 
     def input_sets(self) -> int:
-        """How many inputs are used in turn, so that none is in a cache when its turn comes (nor many of the largest)."""
+        """How many inputs are used in turn: more than caches hold, where that does not take too many or too much."""
         return min(max(ROTATED // self.sequence_bytes, 2), 8)
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:

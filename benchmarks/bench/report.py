@@ -1,0 +1,61 @@
+"""What pictures and page both need of the rows: who is who, and which rows belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .rows import FILE, Row, read_rows
+
+OURS = {"cuda": "klif_sj cupy", "cpu": "klif_sj cpp"}
+"""The backend that ``backend='auto'`` takes, by device."""
+
+LIMIT = "copy"
+
+NEURONS = {
+    "klif": "KLIF",
+    "clif": "CLIF",
+    "glif-channel": "GLIF, channel-wise",
+    "glif-layer": "GLIF, layer-wise",
+    "lif": "LIF",
+    "user": "A user's own neuron",
+}
+
+COMPARISON = ("suite", "workload", "pass", "launch")
+
+
+def machines(results: Path) -> dict[str, list[Row]]:
+    """The rows of every machine's folder."""
+    return {path.parent.name: read_rows(path) for path in sorted(results.glob(f"*/{FILE}"))}
+
+
+def is_rival(row: Row) -> bool:
+    """Whatever else computes the same; our own equations in plain torch, and compiled, too."""
+    return not row["provider"].startswith(OURS[row["device"]]) and row["provider"] != LIMIT
+
+
+def compared(rows: Iterable[Row]) -> list[dict[str, Row]]:
+    """Rows of the same workload and pass, by provider; of repeated measurements the last."""
+    groups: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in COMPARISON), {})[row["provider"]] = row
+    return list(groups.values())
+
+
+def any_of(group: dict[str, Row]) -> Row:
+    return next(iter(group.values()))
+
+
+def ours(group: dict[str, Row]) -> Row | None:
+    """Our default backend's row, if it has a time."""
+    row = group.get(OURS[any_of(group)["device"]])
+    return row if row and row["median_us"] else None
+
+
+def losses(rows: Iterable[Row]) -> Iterator[tuple[float, Row, Row]]:
+    """Where a rival took less time than our default backend: how many times less, its row and ours."""
+    for group in compared(rows):
+        own = ours(group)
+        for row in group.values():
+            if own and is_rival(row) and row["median_us"] and row["median_us"] < own["median_us"]:
+                yield own["median_us"] / row["median_us"], row, own

@@ -1,0 +1,228 @@
+"""Write docs/performance.md from the results of every machine: ``python benchmarks/page.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bench.report import LIMIT, NEURONS, OURS, any_of, compared, is_rival, losses, machines, ours
+from bench.rows import Row
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+INTRODUCTION = """\
+# Performance
+
+This page is generated from measurements by `python benchmarks/page.py`; every figure comes from a
+`benchmarks/results/*/results.csv`, where all rows are, with quartiles, errors and versions.
+
+- **Ours** is what `backend="auto"` takes: `cpp` on the CPU, `cupy` on the GPU. A rival's `3.2x` says that it took
+  3.2 times as long as ours in the same run; below 1 it was faster.
+- **Limit** is a copy (`Tensor.copy_`) that moves as many bytes as the pass has to: forward reads the input and writes
+  the spikes, backward reads the input and the spikes' gradient and writes the input's. `1.3x` says that ours took 1.3
+  times as long as this copy.
+- Before anything is timed its spikes and all its gradients are compared with the equations in float64; what computes
+  something else is *refused*, and what raises has *failed*.
+- Layers are `[T, N, C, H, W]` with up to 64 channels, states start at zero in every call (`reset` is part of the
+  time), inputs are random with 10 to 40 % spikes and used in turn, the spikes' gradient is dense and random. GPU times
+  are of CUDA events with a cleared L2 cache; *graph* is a CUDA graph, replayed. CPU times are by
+  `torch.utils.benchmark`. Times are medians.
+"""
+
+NO_GPU = """
+**GPU figures are missing**: no run on an NVIDIA GPU is among the results. `benchmarks/gpu.sh` makes one.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/page.py", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE")
+    options = parser.parse_args()
+    options.out.write_text(page(options.results))
+    print(options.out)
+
+
+def page(results: Path) -> str:
+    found = machines(results)
+    parts = [INTRODUCTION]
+    if not any(row["device"] == "cuda" for rows in found.values() for row in rows):
+        parts.append(NO_GPU)
+    for name, rows in found.items():
+        parts += machine(name, rows, sorted(path.name for path in (results / name).glob("*.svg")))
+    return "\n".join(parts)
+
+
+def machine(name: str, rows: list[Row], pictures: list[str]) -> Iterator[str]:
+    first = rows[0]
+    yield f"## {first['device_name']}\n"
+    versions = [
+        f"{tool} {first[tool]}" for tool in ("driver", "cuda", "python", "torch", "cupy", "triton") if first[tool]
+    ]
+    commits = sorted({row["commit"] for row in rows})
+    link = f"[All rows](../benchmarks/results/{name}/)"
+    yield f"{', '.join(versions)}; commit {', '.join(commits)}; {first['date']}. {link}.\n"
+    layers = [row for row in rows if row["suite"] in ("kernels", "cpu")]
+    for neuron, title in NEURONS.items():
+        groups = compared(row for row in layers if row["neuron"] == neuron)
+        if groups:
+            yield f"### {title}\n"
+            yield from layer_table(groups)
+            yield from (picture(name, file) for file in pictures if file.endswith(f"-{neuron}.svg"))
+    yield from overhead_table(compared(row for row in rows if row["suite"] == "overhead"))
+    yield from memory_table(compared(row for row in rows if row["launch"] == "memory"))
+    yield from training_table(compared(row for row in rows if row["suite"] == "training"))
+    yield from (picture(name, file) for file in pictures if not file.startswith("growth"))
+    yield from lost(rows)
+    yield from left_out(rows)
+    yield from configurations(rows)
+
+
+def layer_table(groups: list[dict[str, Row]]) -> Iterator[str]:
+    rivals = sorted({name for group in groups for name, row in group.items() if is_rival(row)})
+    head = ["workload", "pass", "ours", "% of copy bandwidth", "limit", *rivals]
+    lines = []
+    for group in groups:
+        own, row = ours(group), any_of(group)
+        limit = group.get(LIMIT)
+        graph = ", graph" if row["launch"] == "graph" else ""
+        cells = [short(row), row["pass"] + graph]
+        cells += [duration(own), f"{own['percent_of_copy']:.0f}"] if own else [state(group), ""]
+        ratio = own and limit and limit["median_us"] and own["median_us"] / limit["median_us"]
+        cells += [f"{ratio:.2g}x" if ratio else ""]
+        cells += [against(group.get(name), own) for name in rivals]
+        lines.append(cells)
+    yield table(head, lines)
+
+
+def overhead_table(groups: list[dict[str, Row]]) -> Iterator[str]:
+    hosts = [group for group in groups if any_of(group)["launch"] == "host" or "first" in any_of(group)["launch"]]
+    if not hosts:
+        return
+    yield "### Overhead\n"
+    yield (
+        "The time of a call with next to nothing to compute, and of the first training step in a new process, once "
+        "with empty caches of compiled kernels and once "
+        "with those that it left.\n"
+    )
+    names = sorted({name for group in hosts for name in group})
+    lines = []
+    for group in hosts:
+        row = any_of(group)
+        lines.append([short(row), row["pass"], row["launch"], *(duration(group.get(name)) for name in names)])
+    yield table(["workload", "pass", "measured", *names], lines)
+
+
+def memory_table(groups: list[dict[str, Row]]) -> Iterator[str]:
+    if not groups:
+        return
+    yield "### Memory\n"
+    yield (
+        "What a layer keeps for its backward, parameters aside, and the most that its forward and backward take at a "
+        "time, both in multiples of the input's bytes.\n"
+    )
+    names = sorted({name for group in groups for name in group})
+    lines = [[short(any_of(group)), *(memory(group.get(name)) for name in names)] for group in groups]
+    yield table(["workload", *(f"{name}: kept, peak" for name in names)], lines)
+
+
+def training_table(groups: list[dict[str, Row]]) -> Iterator[str]:
+    if not groups:
+        return
+    yield "### Training\n"
+    yield (
+        "Images a second of whole training steps: forward, backward, Adam. First the neurons by themselves, then the "
+        "losses of 32 steps from the same weights, were compared with those of plain torch. Dropout is off.\n"
+    )
+    names = sorted({name for group in groups for name in group})
+    lines = []
+    for group in groups:
+        cells = [
+            f"{row['images_per_s']:.4g}" if (row := group.get(n)) and row["images_per_s"] else status(row)
+            for n in names
+        ]
+        lines.append([any_of(group)["workload"], *cells])
+    yield table(["task", *names], lines)
+
+
+def lost(rows: Iterable[Row]) -> Iterator[str]:
+    yield "### Where we lose\n"
+    found = sorted(losses(rows), key=lambda loss: -loss[0])
+    if not found:
+        yield "In no measurement of this run was a rival faster than ours.\n"
+        return
+    lines = []
+    for factor, row, own in found:
+        measured = f"{row['pass']}, {row['launch']}"
+        cells = [row["workload"], measured, row["provider"], duration(row), duration(own), f"{factor:.2f}x"]
+        lines.append(cells)
+    yield "Every measurement in which a rival took less time than ours, the worst first.\n"
+    yield table(["workload", "measured", "rival", "its time", "ours", "faster by"], lines)
+
+
+def left_out(rows: Iterable[Row]) -> Iterator[str]:
+    lines = [
+        [row["workload"], row["provider"], f"{row['pass']}, {row['launch']}", row["status"].replace("|", "\\|")]
+        for row in rows
+        if row["status"] != "ok"
+    ]
+    if lines:
+        yield "### Not timed\n"
+        yield table(["workload", "provider", "pass", "why"], lines)
+
+
+def configurations(rows: Iterable[Row]) -> Iterator[str]:
+    yield "### Configurations\n"
+    found = sorted({(row["provider"], row["configuration"], row["device"]) for row in rows})
+    yield table(["provider", "configuration", "on"], [list(line) for line in found])
+
+
+def short(row: Row) -> str:
+    threads = f", {row['threads']} thread{'s' if row['threads'] > 1 else ''}" if row["threads"] else ""
+    layout = "" if row["layout"] == "contiguous" else f", {row['layout']}"
+    neuron = f"{row['neuron']}, " if row["suite"] in ("overhead", "memory") else ""
+    return f"{neuron}T {row['T']}, {row['neurons']} neurons, {row['dtype']}{layout}{threads}"
+
+
+def against(row: Row | None, own: Row | None) -> str:
+    if row is None or not row["median_us"]:
+        return status(row)
+    return f"{row['median_us'] / own['median_us']:.3g}x" if own else duration(row)
+
+
+def duration(row: Row | None) -> str:
+    """A row's time with a fitting unit."""
+    if row is None or not row["median_us"]:
+        return status(row)
+    factor, unit = next(pair for pair in ((1e6, "s"), (1e3, "ms"), (0, "µs")) if row["median_us"] >= pair[0])
+    return f"{row['median_us'] / (factor or 1):.3g} {unit}"
+
+
+def memory(row: Row | None) -> str:
+    if row is None or row["saved_bytes"] is None:
+        return status(row)
+    return f"{row['saved_bytes'] / row['input_bytes']:.3f}, {row['peak_bytes'] / row['input_bytes']:.2f}"
+
+
+def status(row: Row | None) -> str:
+    return "" if row is None else row["status"].split(":")[0]
+
+
+def state(group: dict[str, Row]) -> str:
+    return status(group.get(OURS[any_of(group)["device"]])) or "not measured"
+
+
+def picture(machine_name: str, file: str) -> str:
+    return f"![{file.removesuffix('.svg')}](../benchmarks/results/{machine_name}/{file})\n"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+if __name__ == "__main__":
+    main()
