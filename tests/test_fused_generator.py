@@ -104,8 +104,8 @@ OTHER_BINARY = [
 """The rest: the host's own exp, functions of libraries, and what torch contracts to a fused multiply-add."""
 IN_PLACE = [
     "{t} += {a}", "{t} -= 0.5", "{t} *= 0.5", "{t}.sub_({a}).mul_(0.5)", "{t}.neg_()", "{t}.clamp_(-2.0, 2.0)",
-    "{t}.masked_fill_({a} > 1.0, 0.5)", "{t}.add_(x, alpha=0.25)", "{t}.copy_({a})", "F.relu_({t})", "{t}.abs_()", "{t}.zero_()",
-    "{t}.fill_(0.25)",
+    "{t}.masked_fill_({a} > 1.0, 0.5)", "{t}.add_(x, alpha=0.25)", "{t}.copy_({a})", "F.relu_({t})", "{t}.abs_()",
+    "{t}.zero_()", "{t}.fill_(0.25)",
 ]  # fmt: skip
 
 
@@ -262,9 +262,16 @@ def test_the_source_reads_as_the_neuron() -> None:
     assert "grad_weight" in source[source.index("INLINE void step_backward(") :]
 
 
-@pytest.mark.parametrize(
-    "make", [KLIFNode, CLIFNode, lambda: GLIFNode(4, 5), Leaky], ids=["klif", "clif", "glif", "user"]
-)
+EQUAL = {
+    "klif": KLIFNode,
+    "clif": CLIFNode,
+    "glif": lambda: GLIFNode(4, 5),
+    "user": Leaky,
+    "function as surrogate": lambda: KLIFNode(surrogate_function=lambda x: x.sigmoid()),
+}
+
+
+@pytest.mark.parametrize("make", EQUAL.values(), ids=EQUAL)
 def test_equal_nodes_have_the_same_source_and_it_names_no_place(make: Callable[[], FusedNode]) -> None:
     first, second = source_of(make()), source_of(make())
     assert first == second
