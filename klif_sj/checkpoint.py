@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from spikingjelly.activation_based.base import MemoryModule
@@ -26,19 +26,24 @@ def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager,
     neurons = [module for module in net.modules() if isinstance(module, MemoryModule)]
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _in_states(neurons, [_states(neuron) for neuron in neurons])
+        return nullcontext(), _InStates(neurons)
 
     return contexts
 
 
-@contextmanager
-def _in_states(neurons: list[MemoryModule], states: list[dict[str, Any]]) -> Iterator[None]:
-    now = [_states(neuron) for neuron in neurons]
-    _set_states(neurons, states)
-    try:
-        yield
-    finally:
-        _set_states(neurons, now)
+class _InStates(AbstractContextManager):
+    """Puts neurons into the states that they are in now, as often as it is entered, and back."""
+
+    def __init__(self, neurons: list[MemoryModule]) -> None:
+        self._neurons = neurons
+        self._states = [_states(neuron) for neuron in neurons]
+
+    def __enter__(self) -> None:
+        self._present = [_states(neuron) for neuron in self._neurons]
+        _set_states(self._neurons, self._states)
+
+    def __exit__(self, *error: object) -> None:
+        _set_states(self._neurons, self._present)
 
 
 def _states(neuron: MemoryModule) -> dict[str, Any]:

@@ -172,6 +172,23 @@ def test_activation_checkpointing(new: type, options: dict[str, Any], step_mode:
         assert_equal(after, before)
 
 
+def test_a_kernel_that_is_first_built_within_a_checkpointed_region() -> None:
+    net = swapped(KLIFNode, tau=2.625, backend="auto")
+    checkpointed = checkpoint(net, batch(), use_reentrant=False, context_fn=state_contexts(net))
+    actual = gradients(net, checkpointed)
+    plain = swapped(KLIFNode, tau=2.625, backend="torch")
+    assert_equal(checkpointed, plain(batch()))
+    functional.reset_net(plain)
+    assert_same_gradients(actual, gradients(plain, plain(batch())))
+
+
+def test_a_checkpointed_region_can_be_recomputed_twice() -> None:
+    net = swapped(KLIFNode)
+    y = checkpoint(net, batch(), use_reentrant=False, context_fn=state_contexts(net))
+    first, second = (torch.autograd.grad(y.sum(), net[0].weight, retain_graph=True)[0] for _ in range(2))
+    assert_equal(second, first)
+
+
 @ON_2
 def test_memopt() -> None:
     memopt = importlib.import_module("spikingjelly.activation_based.memopt")

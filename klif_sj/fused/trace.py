@@ -221,6 +221,8 @@ class _PlainTorch:
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
             torch.device("cpu"),
+            # Else activation checkpointing would run its region again when the trace takes a gradient.
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
         )
         for context in self._contexts:
             context.__enter__()

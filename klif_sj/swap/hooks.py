@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .translate import CHANGED, DROPPED, KEPT, Entry
 
@@ -19,13 +20,12 @@ def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry
     and a hook that is registered later is still there after an undo. They cannot where the new neuron has hooks of its
     own, or where the old one has some that are bound to itself.
     """
-    carried, copied, bound = 0, [], []
+    hooks = {number: hook for name in HOOKS if name.endswith("_hooks") for number, hook in vars(old)[name].items()}
+    bound = {number: hook for number, hook in hooks.items() if _is_bound_to(hook, old)}
+    copied = []
     for name in HOOKS:
         theirs, own = vars(old)[name], vars(new)[name]
-        foreign = {number: hook for number, hook in theirs.items() if not _is_bound_to(hook, old)}
-        if name.endswith("_hooks"):
-            carried += len(foreign)
-            bound += [name.strip("_")] * (len(theirs) - len(foreign))
+        foreign = {number: value for number, value in theirs.items() if number not in bound}
         if len(foreign) == len(theirs) and not own:
             if install:
                 vars(new)[name] = theirs
@@ -36,17 +36,24 @@ def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry
     if install:
         new._is_full_backward_hook = old._is_full_backward_hook
     entries = []
-    if carried:
+    if carried := len(hooks) - len(bound):
         entries.append(Entry(KEPT, "hooks", carried, carried))
     if copied:
         why = "these hooks work, but handles from before the swap no longer remove them"
         entries.append(Entry(CHANGED, "hook handles", copied, copied, why))
-    if bound:
-        entries.append(Entry(DROPPED, "bound hooks", bound, why="they act on the old neuron itself"))
+    if lost := sum(not _is_of_a_lazy_module(hook) for hook in bound.values()):
+        entries.append(Entry(DROPPED, "bound hooks", lost, why="they act on the old neuron itself"))
     return tuple(entries)
 
 
 def _is_bound_to(hook: Any, module: nn.Module) -> bool:
     # A hook registered with with_module=True holds on to its module in a wrapper.
-    function = getattr(hook, "hook", hook)
-    return getattr(function, "__self__", None) is module or getattr(hook, "with_module", False)
+    return getattr(_function(hook), "__self__", None) is module or getattr(hook, "with_module", False)
+
+
+def _is_of_a_lazy_module(hook: Any) -> bool:
+    return getattr(_function(hook), "__name__", "") in vars(LazyModuleMixin)
+
+
+def _function(hook: Any) -> Any:
+    return getattr(hook, "hook", hook)

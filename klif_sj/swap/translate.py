@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -195,12 +196,12 @@ def _why_changed(name: str, value: object, new: MemoryModule, keep: bool) -> str
         return f"keep=False: {cls}'s own default"
     if name == "activation":
         return CUTS[str(settings_of(new)[0].get("activation", "identity"))]
-    if name == "tau" and value == float("inf"):
+    if isinstance(value, Tensor):
+        return f"the old neuron's is a parameter, {cls} has a number of its own"
+    if name == "tau" and value == math.inf:
         return f"the old neuron did not leak, {cls} does"
     if name == "learn_tau":
         return f"the value learned so far is kept; {cls} does not learn it further" if value else f"{cls} learns it"
-    if isinstance(value, Tensor):
-        return f"{cls} has a number of its own where the old neuron learned" if value.requires_grad else ""
     return f"{cls} cannot take it"
 
 
