@@ -76,7 +76,7 @@ def openmp(path: str) -> tuple[str, ...]:
 def cache_folder() -> Path:
     """The user's own folder for compiled kernels; ``$KLIF_SJ_CACHE`` names another.
 
-    :raises CompilerError: if the folder belongs to somebody else
+    :raises CompilerError: if the folder cannot be made, or if somebody else could put a library into it
     """
     root = os.environ.get("KLIF_SJ_CACHE")
     if root:
@@ -85,10 +85,15 @@ def cache_folder() -> Path:
         folder = Path.home() / "Library" / "Caches" / "klif_sj"
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klif_sj"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise CompilerError(f"no folder for compiled kernels: {error}; set $KLIF_SJ_CACHE to one of yours") from error
+    state = folder.stat()
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
         raise CompilerError(
-            f"the kernel cache {folder} belongs to another user; set $KLIF_SJ_CACHE to a folder of yours"
+            f"others can write to the folder of compiled kernels, {folder}: make it yours alone, "
+            f"with `chmod 700 {folder}`, or set $KLIF_SJ_CACHE to a folder that is"
         )
     return folder
 
@@ -105,26 +110,27 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 def function_of(source: str, name: str) -> Callable[[bytes], None]:
     """Compile a source, or find it compiled, and return one of its functions."""
     path = compiler()
-    flags = (*FLAGS, *ARITHMETIC, *openmp(path))
-    key = hashlib.sha256("\0".join((source, identity(path), *flags)).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join((source, identity(path), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
     library = cache_folder() / f"{key}.so"
-    function = _open(library, key, name)
-    if function is None:
-        _compile(source, path, flags, library, key)
-        function = _open(library, key, name)
-    if function is None:
-        raise CompilerError(f"{path} compiled a kernel that cannot be loaded: {library}")
+    if not _is_whole(library, key):
+        _compile(source, path, library, key)
+    try:
+        function = getattr(ctypes.CDLL(str(library)), name)
+    except OSError as error:
+        raise CompilerError(f"{path} compiled a kernel that cannot be loaded: {error}") from error
+    function.argtypes, function.restype = (ctypes.c_char_p,), None
     return function
 
 
-def _compile(source: str, path: str, flags: tuple[str, ...], library: Path, key: str) -> None:
+def _compile(source: str, path: str, library: Path, key: str) -> None:
     """Compile into a file of our own and move it into place, so that processes doing the same do no harm."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         text.write_text(source)
         result = subprocess.run(
-            [path, *flags, str(text), "-o", str(built)], capture_output=True, text=True, check=False
-        )
+            [path, *FLAGS, *ARITHMETIC, *openmp(path), str(text), "-o", str(built)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if result.returncode:
             kept = library.with_suffix(".failed.cpp")
             os.replace(text, kept)
@@ -142,17 +148,13 @@ def _seal(content: bytes, key: str) -> bytes:
     return hashlib.sha256(key.encode() + content).digest()
 
 
-def _open(library: Path, key: str, name: str) -> Callable[[bytes], None] | None:
-    """A library's function; None where the file is missing, cut short or not ours (loading that could crash)."""
+def _is_whole(library: Path, key: str) -> bool:
+    """Whether a library is there, not cut short, and ours: loading another could crash."""
     try:
         content = library.read_bytes()
-        if content[-32:] != _seal(content[:-32], key):
-            return None
-        function = getattr(ctypes.CDLL(str(library)), name)
     except OSError:
-        return None
-    function.argtypes, function.restype = (ctypes.c_char_p,), None
-    return function
+        return False
+    return content[-32:] == _seal(content[:-32], key)
 
 
 @functools.cache
