@@ -31,8 +31,11 @@ Step = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tens
 _INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
 
 
-class StepTraceError(TypeError):
-    """A neuron's step uses something that no scalar kernel can express."""
+class StepTraceError(RuntimeError):
+    """A neuron's step uses something that no scalar kernel can express.
+
+    No TypeError: torch's operators take one for a sign to try the other operand's, and lose what it says.
+    """
 
 
 @dataclass(frozen=True)
