@@ -20,6 +20,7 @@ def network() -> nn.Sequential:
 REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("no neuron class", {"neuron": nn.ReLU}, TypeError, "class of spiking neurons.*ReLU"),
     ("a neuron, no class", {"neuron": KLIFNode()}, TypeError, "class of spiking neurons"),
+    ("a base class", {"neuron": neuron.BaseNode}, TypeError, "class of spiking neurons.*BaseNode"),
     ("a stateful layer", {"neuron": layer.Dropout}, TypeError, "class of spiking neurons"),
     ("unknown override", {"init_kk": 2.0}, TypeError, "KLIFNode has no parameter 'init_kk'; did you mean 'init_k'"),
     ("far from any override", {"zzz": 2.0}, TypeError, "it has scale_reset, tau,"),

@@ -14,7 +14,7 @@ from .. import compat
 from .hooks import carry_hooks
 from .places import Found, Place, Survey, survey
 from .report import SwapReport, SwapRow
-from .settings import KINDS, SPIKING_NEURONS, is_neuron_class
+from .settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
 from .translate import Entry, check_overrides, translate
 
 Selector = type | str | Callable[[str, nn.Module], bool]
@@ -63,7 +63,7 @@ def swap_neurons(
 
     Everything is checked before anything is changed.
     """
-    if not is_neuron_class(neuron):
+    if not can_be_built(neuron):
         raise TypeError(f"expected a class of spiking neurons to put into the network, got {neuron!r}")
     checked = check_overrides(neuron, overrides)
     _check_network(net)

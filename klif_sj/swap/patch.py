@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .report import SwapReport, SwapRow
-from .settings import SPIKING_NEURONS, is_neuron_class
+from .settings import SPIKING_NEURONS, can_be_built
 from .translate import check_overrides, translate
 
 
@@ -54,7 +54,7 @@ class patched:
             if name not in SPIKING_NEURONS:
                 nearest = difflib.get_close_matches(name, SPIKING_NEURONS, n=3) or sorted(SPIKING_NEURONS)
                 raise ValueError(f"SpikingJelly has no neuron {name!r} here; did you mean {' or '.join(nearest)}?")
-            if not is_neuron_class(cls):
+            if not can_be_built(cls):
                 raise TypeError(f"{name}: expected a class of spiking neurons, got {cls!r}")
             self._swaps[SPIKING_NEURONS[name]] = (cls, check_overrides(cls, overrides or {}))
 

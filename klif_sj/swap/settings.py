@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import compat
-from ..neuron import CLIFNode, GLIFNode, KLIFNode
+from ..neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
 
 Settings = dict[str, Any]
 
@@ -44,6 +44,11 @@ def is_neuron_class(cls: object) -> bool:
         return False
     known = issubclass(cls, (BaseNode, *SPIKING_NEURONS.values()))
     return known or "v_threshold" in constructor_parameters(cls, of_bases=True)
+
+
+def can_be_built(cls: object) -> bool:
+    """Whether it is a class of spiking neurons with equations of its own, no mere base."""
+    return is_neuron_class(cls) and cls not in (BaseNode, FusedNode)
 
 
 def kind_of(cls: type) -> str:
