@@ -13,6 +13,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 
 SPIKINGJELLY_2 = hasattr(base.MemoryModule, "single_step_functional_forward")
+LINE = "2.x" if SPIKINGJELLY_2 else "0.0.0.0.14"
 
 
 def init_base_node(

@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch",
     }
     report.update((name, _version(name)) for name in PACKAGES)
-    report["spikingjelly"] += f" (handled as the {'2.x' if compat.SPIKINGJELLY_2 else '0.0.0.0.14'} line)"
+    report["spikingjelly"] += f" (handled as the {compat.LINE} line)"
     report["cupy"] = _cupy()
     report["cuda"] = _cuda()
     report["gpu"] = _gpus()

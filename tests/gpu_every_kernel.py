@@ -1,6 +1,6 @@
 """Launches every kind of kernel once, small, for compute-sanitizer's memcheck and racecheck on a machine with a GPU.
 
-    compute-sanitizer --tool memcheck python tests/gpu_every_kernel.py
+compute-sanitizer --tool memcheck python tests/gpu_every_kernel.py
 """
 
 from __future__ import annotations
