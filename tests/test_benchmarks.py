@@ -137,6 +137,21 @@ def test_a_rate_is_the_floor_by_the_time() -> None:
         assert (row["median_us"], row["quartile1_us"], row["quartile3_us"], row["runs"]) == (5e5, 4e5, 6e5, 7)
 
 
+def test_a_gpu_is_timed_by_events_and_by_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = timing.Timing(1e-3, 1e-3, 1e-3, 5)
+    monkeypatch.setattr(timing, "on_gpu", lambda *_: fixed)
+    monkeypatch.setattr(timing, "on_gpu_replayed", lambda *_: fixed)
+    workload = Workload("klif", 4, 26, device="cuda")
+
+    def launches(of_pass: str, capturable: bool) -> list[str]:
+        found = layer.timed(workload, of_pass, lambda: None, {"status": "ok"}, 3e12, 0.1, capturable)
+        return [row["launch"] for row in found]
+
+    assert launches("both", True) == ["eager", "graph"]
+    assert launches("backward", True) == ["eager"]
+    assert launches("forward", False) == ["eager"]
+
+
 # The gate
 
 
