@@ -29,6 +29,10 @@ PROCESSES = {
 """Environment variables of the processes that providers run in: SpikingJelly reads its choice of kernels once, at
 import. A further process, ``old-line``, has SpikingJelly 0.0.0.0.14 on its path."""
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+"""glibc's malloc keeps what was freed, in every process: else a large tensor is new pages each time or not, depending
+on what ran before, and whoever comes first pays for page faults that the next does not have."""
+
 OLD_LINE = "old-line"
 
 Builder = Callable[[str, int, int], nn.Module]
@@ -152,10 +156,10 @@ def providers(process: str) -> Iterator[Provider]:
 
 def processes(old_line: Path | None) -> dict[str, dict[str, str]]:
     """The processes to run providers in, with the environment of each."""
-    found = {name: dict(variables) for name, variables in PROCESSES.items()}
+    found = {name: ALLOCATOR | variables for name, variables in PROCESSES.items()}
     if old_line and (old_line / "spikingjelly").is_dir():
         path = [str(old_line.resolve()), os.environ.get("PYTHONPATH", "")]
-        found[OLD_LINE] = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        found[OLD_LINE] = ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     return found
 
 
