@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.klif_sj-installed
 OLD_LINE := .sj14
 OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test bench-quick lint venv clean
 
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
@@ -22,6 +22,10 @@ test: export OMP_NUM_THREADS = 1
 test: lint $(OLD_LINE_INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
+
+bench-quick: $(OLD_LINE_INSTALLED)
+	$(BIN)/python benchmarks/run.py --suite all --quick --device cpu --old-line $(OLD_LINE) --out bench-quick
+	$(BIN)/python benchmarks/plot.py bench-quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,4 +45,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare bench-quick build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -173,9 +173,9 @@ def peak_bytes(call: Call, device: str) -> int:
     """The most memory that a call holds at a time, beyond what was held before."""
     call()
     if device == "cpu":
-        from klif_sj.training.measure import _peak_on_cpu
+        from klif_sj.training.measure import peak_on_cpu
 
-        return _peak_on_cpu(call)
+        return peak_on_cpu(call)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -49,7 +49,7 @@ def measure_step(module: SpikingClassifier, images: Tensor, labels: Tensor, min_
         step()  # builds kernels and fills caches
         seconds = _median_seconds(step, images.device, min_seconds)
         module.zero_grad(set_to_none=True)
-        return StepCost(seconds, _peak_on_gpu(step, images.device) if images.is_cuda else _peak_on_cpu(step))
+        return StepCost(seconds, _peak_on_gpu(step, images.device) if images.is_cuda else peak_on_cpu(step))
 
 
 def backends_serving(net: nn.Module, images: Tensor) -> str:
@@ -84,7 +84,7 @@ def _peak_on_gpu(step: Callable[[], None], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_on_cpu(step: Callable[[], None]) -> int:
+def peak_on_cpu(step: Callable[[], None]) -> int:
     """From the allocations and releases that the profiler sees; the process's own peak would never go down again."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step()

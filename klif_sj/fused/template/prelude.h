@@ -84,19 +84,23 @@ INLINE void store_(float value, float16 &stored) {
 #ifdef __CUDACC__
 FOR_BOTH(exp_, exp)
 #else
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define MULTIPLY_ADD(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
 // e^a within 2 units in the last place, by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial: branch-free, so it
 // vectorises, which the library's does not.
 INLINE float exp_(float a) {
     const float inside = a > 89.0f ? 89.0f : a < -104.0f ? -104.0f : a;
-    const float whole = (inside * 1.44269504f + 12582912.0f) - 12582912.0f;
-    const float rest = (inside - whole * 0.693359375f) - whole * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * rest + 1.3981999507e-3f;
-    p = p * rest + 8.3334519073e-3f;
-    p = p * rest + 4.1665795894e-2f;
-    p = p * rest + 1.6666665459e-1f;
-    p = p * rest + 5.0000001201e-1f;
-    p = p * (rest * rest) + rest + 1.0f;
+    const float whole = MULTIPLY_ADD(inside, 1.44269504f, 12582912.0f) - 12582912.0f;
+    const float rest = MULTIPLY_ADD(whole, 2.12194440e-4f, MULTIPLY_ADD(whole, -0.693359375f, inside));
+    const float square = rest * rest;  // in pairs, as a chain of steps would wait for every one of them
+    const float high = MULTIPLY_ADD(1.9875691500e-4f, rest, 1.3981999507e-3f);
+    const float middle = MULTIPLY_ADD(8.3334519073e-3f, rest, 4.1665795894e-2f);
+    const float low = MULTIPLY_ADD(1.6666665459e-1f, rest, 5.0000001201e-1f);
+    const float tail = MULTIPLY_ADD(MULTIPLY_ADD(high, square, middle), square, low);
+    const float p = MULTIPLY_ADD(tail, square, rest) + 1.0f;
     const int n = a == a ? int(whole) : 0, half = n >> 1;  // in two steps, so that subnormal results come out right
     return p * as_float(bits32(half + 127) << 23) * as_float(bits32(n - half + 127) << 23);
 }
