@@ -362,3 +362,26 @@ def test_a_list_changed_in_place_counts_at_the_next_call() -> None:
         node(x)
         seen.append(node.v[0].item())
     assert seen == pytest.approx([0.75, 0.9, 0.45])
+
+
+class InPlace(FusedNode):
+    """Writes to its state instead of replacing it."""
+
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v += x
+
+
+class OutOfPlace(FusedNode):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + x
+
+
+def test_a_step_may_write_to_its_state() -> None:
+    x, weights = torch.randn(4, 30, requires_grad=True), torch.randn(4, 30)
+    results = []
+    for neuron in (InPlace, OutOfPlace):
+        node = neuron(step_mode="m", backend="cpp")
+        spikes = node(x)
+        results.append((spikes, node.v, *torch.autograd.grad((spikes * weights).sum(), x)))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)

@@ -194,11 +194,14 @@ def trace_backward(
     ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
     with _PlainTorch():
-        inputs = _scalars(("x", *states, *parameters), dtype)
+        leaves = _scalars(("x", *states, *parameters), dtype)
         upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
         wanted = ("x", *states, *learned)
         for name in wanted:
-            inputs[name].requires_grad_()
+            leaves[name].requires_grad_()
+        with torch.enable_grad():
+            # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
+            inputs = {name: leaf.clone() for name, leaf in leaves.items()}
         with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
             spike, updated = _take(step, inputs, states, parameters)
             results = [spike, *(updated[name] for name in states)]
@@ -207,7 +210,7 @@ def trace_backward(
             grads: Sequence[Tensor | None] = [None] * len(wanted)
             if weighted:
                 root = functools.reduce(torch.add, weighted)
-                grads = torch.autograd.grad(root, [inputs[name] for name in wanted], allow_unused=True)
+                grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
         outputs = {
             f"grad_{name}": None if grad is None else recorder.value(grad)
             for name, grad in zip(wanted, grads, strict=True)
