@@ -325,9 +325,10 @@ def test_interrupted_comparison_resumes_as_if_uninterrupted(
         return train(self, batch, index)
 
     monkeypatch.setattr(SpikingClassifier, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Comparison(settings(), tmp_path).run()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "report.json").exists()
     with pytest.raises(ValueError, match="holds an unfinished comparison. Add --resume"):
         Comparison(settings(), tmp_path)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,12 @@ def test_torchrun(tmp_path: Path) -> None:
 def test_interrupt_from_outside(tmp_path: Path) -> None:
     script(tmp_path, "import time\nprint('ready', flush=True)\ntry: time.sleep(60)\nfinally: print('cleaned up')\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    with subprocess.Popen([*RUN, "script.py"], cwd=tmp_path, env=env, stdout=-1, stderr=-1, text=True) as process:
+    # A shell starts its background jobs with interrupts ignored, and this suite may run in one.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [*RUN, "script.py"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=-1, stderr=-1, text=True, preexec_fn=listen
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
