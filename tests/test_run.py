@@ -195,7 +195,8 @@ def test_torchrun(tmp_path: Path) -> None:
 
 
 def test_interrupt_from_outside(tmp_path: Path) -> None:
-    script(tmp_path, "import time\nprint('ready', flush=True)\ntry: time.sleep(60)\nfinally: print('cleaned up')\n")
+    waits = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    print('cleaned up')\n"
+    script(tmp_path, waits)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     # A shell starts its background jobs with interrupts ignored, and this suite may run in one.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
