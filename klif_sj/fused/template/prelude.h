@@ -7,6 +7,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #define DEVICE
 #define LAMBDA __attribute__((always_inline))
