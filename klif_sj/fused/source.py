@@ -34,8 +34,6 @@ def _words(text: str) -> frozenset[str]:
 
 _ASSIGNMENT = re.compile(r"(?:self\.)?([A-Za-z_]\w*)\s*[-+*/]?=(?!=)")
 
-Arguments = tuple[str, ...]
-
 
 def _power(base: str, exponent: Any, function: str) -> str:
     """``pow`` as torch computes it: small whole exponents multiply."""
