@@ -66,6 +66,15 @@ def kernel_precision(node: nn.Module) -> Any:
     return getattr(node, "_neuron_precision", None)
 
 
+def operation_counters() -> Any:
+    """2.x's module of operation counters and energy estimates; None on 0.0.0.0.14, which has none."""
+    if not SPIKINGJELLY_2:
+        return None
+    from spikingjelly.activation_based import op_counter
+
+    return op_counter
+
+
 def forget_reset_lists(net: nn.Module) -> None:
     """Drop the lists of resettable modules that 2.x caches for ``reset_net``: stale once a module was replaced.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -14,7 +16,7 @@ from ..models import spiking_layers
 from ..neuron import FusedNode
 from ..parameter import PerStep
 
-__all__ = ["History", "SpikingClassifier", "firing_rates", "neuron_parameters"]
+__all__ = ["History", "SpikingClassifier", "firing_rates", "neuron_parameters", "recorded_rates"]
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -79,6 +81,13 @@ class SpikingClassifier(lightning.LightningModule):
 
 def firing_rates(net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """A network's output, and the spikes per neuron and time step of each of its spiking layers meanwhile."""
+    with recorded_rates(net) as rates:
+        return net(images), rates
+
+
+@contextmanager
+def recorded_rates(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collects, by spiking layer, the spikes per neuron and time step of its latest forward."""
     rates: dict[str, Tensor] = {}
 
     def record(layer: str) -> Any:
@@ -89,7 +98,7 @@ def firing_rates(net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tens
 
     hooks = [neuron.register_forward_hook(record(name)) for name, neuron in spiking_layers(net).items()]
     try:
-        return net(images), rates
+        yield rates
     finally:
         for hook in hooks:
             hook.remove()
