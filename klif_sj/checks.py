@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -45,6 +47,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return str(value)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean ...?`` where one of the names is near, else nothing."""
+    found = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
