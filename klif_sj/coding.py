@@ -41,6 +41,8 @@ class ConvEncoder(nn.Module):
     .. math::
         S = \mathrm{neuron}\bigl(\mathrm{BN}(W_1 * I + W_2 * I + W_3 * I)\bigr)
 
+    With one convolution it is the usual first layer of a spiking network, which the paper compares with.
+
     A static image I drives the neurons with the same current at every time step, so the convolutions and the
     normalisation run once and the current is repeated over time without a copy. Frames of an event camera pass through
     them step by step.
@@ -51,30 +53,34 @@ class ConvEncoder(nn.Module):
     :param out_channels: channels of each convolution, hence of the spikes
     :param neuron: class or factory of the neuron
     :param time_steps: T, how often a static image is repeated
+    :param convolutions: number of parallel convolutions
 
     Shape: image ``[N, C, H, W]`` or frames ``[T, N, C, H, W]`` to spikes ``[T, N, out_channels, H, W]``.
 
-    :raises ValueError: for an input of any other number of dimensions, or time_steps below 1
+    :raises ValueError: for an input of any other number of dimensions, time_steps or convolutions below 1
 
     Source: arXiv 2302.09238, Sec. 2.4 and Fig. 3.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, neuron: NeuronFactory, time_steps: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, neuron: NeuronFactory, time_steps: int, convolutions: int = 3
+    ) -> None:
         super().__init__()
-        if time_steps < 1:
-            raise ValueError(f"time_steps: expected at least 1, got {time_steps!r}")
+        for name, number in (("time_steps", time_steps), ("convolutions", convolutions)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number!r}")
         self.time_steps = time_steps
         # The normalisation that follows subtracts any bias again.
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False) for _ in range(3)
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False) for _ in range(convolutions)
         )
         self.norm = nn.BatchNorm2d(out_channels)
         self.neuron = make_neuron(neuron, out_channels)
 
     def current(self, image: Tensor) -> Tensor:
         """The input current of the neurons, ``[N, out_channels, H, W]``, for an image ``[N, C, H, W]``."""
-        first, second, third = (convolution(image) for convolution in self.convolutions)
-        return self.norm(first + second + third)
+        first, *others = (convolution(image) for convolution in self.convolutions)
+        return self.norm(sum(others, start=first))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:

@@ -114,7 +114,7 @@ def test_width_scales_channels_and_features() -> None:
     assert net(torch.rand(4, 2, 10, 10)).shape == (4, 3)
     with pytest.raises(ValueError, match=r"width: .* got 0.001"):
         mnist_network(torch_klif, width=0.001)
-    with pytest.raises(ValueError, match="image_size: expected at least 4 pixels for 2 max poolings, got 3"):
+    with pytest.raises(ValueError, match="image_size: expected at least 4 pixels for 2 poolings, got 3"):
         CodedConvNet(
             Current, 1, in_channels=1, image_size=3, encoder_channels=1, blocks=((1,), (1,)), hidden=1, classes=2
         )

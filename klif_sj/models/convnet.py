@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from spikingjelly.activation_based import layer
-from torch import nn
 
-from ..coding import ConvEncoder, NeuronFactory, VotingDecoder, make_neuron
+from ..coding import ConvEncoder, NeuronFactory
+from .blocks import (
+    blocks_notation,
+    convolution_blocks,
+    encoder_notation,
+    klif_head,
+    pooled_size,
+    scaled,
+    spiking_linear,
+)
+from .network import SpikingNetwork
 
-__all__ = ["CodedConvNet", "mnist_network"]
-
-DROPOUT = 0.5
+__all__ = ["TABLE_1", "CodedConvNet", "mnist_network", "table_1_network"]
 
 
-class CodedConvNet(nn.Sequential):
+class CodedConvNet(SpikingNetwork):
     """``(cC3+cC3+cC3)(enc) - [nC3-...-MP2] - ... - hFC - (10 neurons a class FC-AP10)(dec)``.
 
     nC3 is a 3x3 convolution with n channels, BN and spiking neurons; MP2 a 2x2 max pooling; hFC a fully connected layer
@@ -50,53 +57,69 @@ class CodedConvNet(nn.Sequential):
         hidden: int,
         classes: int,
     ) -> None:
-        pooled_size = image_size // 2 ** len(blocks)
-        if pooled_size < 1:
-            raise ValueError(
-                f"image_size: expected at least {2 ** len(blocks)} pixels for {len(blocks)} max poolings, "
-                f"got {image_size}"
-            )
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["encoder"] = ConvEncoder(in_channels, encoder_channels, neuron, time_steps)
-        channels, depth = encoder_channels, 0
-        for number, block in enumerate(blocks, start=1):
-            for width in block:
-                depth += 1
-                layers[f"conv{depth}"] = spiking_convolution(channels, width, neuron)
-                channels = width
-            layers[f"pool{number}"] = layer.MaxPool2d(2, 2, step_mode="m")
-        layers["flatten"] = layer.Flatten(step_mode="m")
-        layers["fc1"] = nn.Sequential(
-            OrderedDict(
-                dropout=layer.Dropout(DROPOUT, step_mode="m"),
-                linear=layer.Linear(channels * pooled_size**2, hidden, bias=False, step_mode="m"),
-                neuron=make_neuron(neuron, hidden),
-            )
-        )
-        layers["dropout"] = layer.Dropout(DROPOUT, step_mode="m")
-        decoder = VotingDecoder(hidden, classes, neuron)
-        layers["decoder"] = decoder
-        super().__init__(layers)
-        first = f"{encoder_channels}C3"
-        self.notation = "-".join(
-            (
-                f"({first}+{first}+{first})(enc)",
-                *(f"{width}C3" if width else "MP2" for block in blocks for width in (*block, 0)),
-                f"{hidden}FC",
-                f"({classes * decoder.population}FC-AP{decoder.population})(dec)",
-            )
-        )
-        """The network as the paper's Table 1 writes it."""
+        size = pooled_size(image_size, len(blocks))
+        channels = next((block[-1] for block in reversed(blocks) if block), encoder_channels)
+        encoder = ConvEncoder(in_channels, encoder_channels, neuron, time_steps)
+        layers = {
+            "encoder": encoder,
+            **convolution_blocks(encoder_channels, blocks, neuron),
+            "flatten": layer.Flatten(step_mode="m"),
+            "fc1": spiking_linear(channels * size**2, hidden, neuron),
+        }
+        head, head_notation = klif_head(hidden, classes, neuron, coding=True)
+        notation = (encoder_notation(encoder), *blocks_notation(blocks), f"{hidden}FC", head_notation)
+        super().__init__(layers | head, (in_channels, image_size, image_size), "-".join(notation))
 
 
-def spiking_convolution(in_channels: int, out_channels: int, neuron: NeuronFactory) -> nn.Sequential:
-    """nC3: a 3x3 convolution, BN and spiking neurons, over a sequence ``[T, N, C, H, W]``."""
-    return nn.Sequential(
-        OrderedDict(
-            conv=layer.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False, step_mode="m"),
-            norm=layer.BatchNorm2d(out_channels, step_mode="m"),
-            neuron=make_neuron(neuron, out_channels),
-        )
+class Row(NamedTuple):
+    """A network of Table 1: the encoder's channels, the channels of its blocks' convolutions, the hidden features."""
+
+    encoder_channels: int
+    blocks: tuple[tuple[int, ...], ...]
+    hidden: int
+
+
+TABLE_1 = {
+    "klif-mnist": Row(128, ((128,),), 2048),
+    "klif-cifar10": Row(128, ((256, 256, 256),) * 2, 2048),
+    "klif-cifar10-dvs": Row(128, ((128,),) * 3, 512),
+    "klif-dvs-gesture": Row(128, ((128,),) * 4, 512),
+}
+"""The paper's networks; klif-mnist is that of MNIST, Fashion-MNIST and N-MNIST."""
+
+
+def table_1_network(
+    row: str,
+    neuron: NeuronFactory,
+    time_steps: int,
+    *,
+    in_channels: int,
+    image_size: int,
+    classes: int,
+    width: float = 1.0,
+) -> CodedConvNet:
+    """A network of the KLIF paper's Table 1.
+
+    :param row: its name in :data:`TABLE_1`
+    :param neuron: class or factory of the neuron
+    :param time_steps: T, how often a static image is shown
+    :param in_channels: channels of the image; 2, the polarities, for the frames of an event camera
+    :param image_size: height and width in pixels
+    :param classes: number of classes
+    :param width: factor on the published channels and features
+
+    :raises ValueError: for a width that leaves no channel, or an image too small for its max poolings
+    """
+    encoder_channels, blocks, hidden = TABLE_1[row]
+    return CodedConvNet(
+        neuron,
+        time_steps,
+        in_channels=in_channels,
+        image_size=image_size,
+        encoder_channels=scaled(encoder_channels, width),
+        blocks=[[scaled(channels, width) for channels in block] for block in blocks],
+        hidden=scaled(hidden, width),
+        classes=classes,
     )
 
 
@@ -111,25 +134,15 @@ def mnist_network(
 ) -> CodedConvNet:
     """``(128C3+128C3+128C3)(enc)-128C3-MP2-2048FC-(100FC-AP10)(dec)``, for MNIST, Fashion-MNIST and N-MNIST.
 
-    :param neuron: class or factory of the neuron
-    :param time_steps: T, how often a static image is shown; the paper's is 8
-    :param width: factor on the paper's 128 channels and 2048 features
-    :param in_channels: channels of the image (2 for N-MNIST's polarities)
-    :param image_size: height and width in pixels (8 for scikit-learn's digits, 34 for N-MNIST)
-    :param classes: number of classes
-
-    :raises ValueError: for a width that leaves no channel
+    See :func:`table_1_network`. ``in_channels`` is 2 for N-MNIST, ``image_size`` 34 for N-MNIST and 8 for
+    scikit-learn's digits.
     """
-    channels, hidden = round(128 * width), round(2048 * width)
-    if channels < 1:
-        raise ValueError(f"width: expected a factor that leaves at least one of 128 channels, got {width!r}")
-    return CodedConvNet(
+    return table_1_network(
+        "klif-mnist",
         neuron,
         time_steps,
         in_channels=in_channels,
         image_size=image_size,
-        encoder_channels=channels,
-        blocks=((channels,),),
-        hidden=hidden,
         classes=classes,
+        width=width,
     )
