@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .report import Report, by_layer
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_neurons"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,23 +30,36 @@ STYLE: Any = {
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
     "savefig.dpi": 200,
+    "svg.hashsalt": "klif_sj",
     "axes.prop_cycle": cycler(color=COLOURS, marker=tuple(MARKERS)),
 }
 
 
 def draw(report: Report, out: Path) -> list[str]:
-    """Draw the pictures into the folder ``out``; returns their names. There is none of k where no neuron has one."""
-    neurons = report["neurons"]
+    """Draw a comparison's pictures into the folder ``out``; returns their names."""
+    return draw_neurons(report["neurons"], out)
+
+
+def draw_neurons(neurons: dict[str, Any], out: Path, *, prefix: str = "", suffix: str = ".png") -> list[str]:
+    """Draw accuracy, k and firing rates into the folder ``out``; returns the files' names.
+
+    There is none of k where no neuron has one.
+
+    :param neurons: by name, ``history`` by epoch, and by layer the last epoch's ``k`` and ``firing_rate``
+    :param prefix: how the files' names begin
+    :param suffix: how they end, which decides the format
+    """
     with matplotlib.rc_context(STYLE):
         figures = {
-            "accuracy.png": _accuracy(neurons),
-            "k.png": _k({name: result for name, result in neurons.items() if result["k"]}),
-            "firing_rate.png": _firing_rates(neurons),
+            f"{prefix}accuracy{suffix}": _accuracy(neurons),
+            f"{prefix}k{suffix}": _k({name: result for name, result in neurons.items() if result["k"]}),
+            f"{prefix}firing_rate{suffix}": _firing_rates(neurons),
         }
         for name, figure in figures.items():
             (out / name).unlink(missing_ok=True)
             if figure is not None:
-                figure.savefig(out / name)
+                # Of equal data, equal files: without the date, and with the salt in STYLE.
+                figure.savefig(out / name, metadata={"Date": None} if suffix == ".svg" else None)
     return [name for name, figure in figures.items() if figure is not None]
 
 
