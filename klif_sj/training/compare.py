@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import signal
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
 
 from .. import fused
 from ..environment import environment
 from ..models import CodedConvNet, mnist_network, neuron_factory
 from . import report as reports
+from .checkpoint import read_checkpoint
 from .data import ImageData
+from .files import write_atomically
+from .loop import Placement, fit, make_trainer
 from .measure import backends_serving, measure_step
 from .module import History, SpikingClassifier
 from .plots import draw
@@ -59,7 +57,7 @@ class Comparison:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             self._report.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        reports.write_atomically(self._settings, json.dumps(self.settings.as_dict(), indent=2) + "\n")
+        write_atomically(self._settings, json.dumps(self.settings.as_dict(), indent=2) + "\n")
 
     @property
     def _settings(self) -> Path:
@@ -100,11 +98,9 @@ class Comparison:
         if not checkpoint.exists():
             return
         try:
-            torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # a broken archive shows in many ways
-            raise ValueError(
-                f"resume: {checkpoint} cannot be read ({error}). Delete it to train this neuron from the start"
-            ) from error
+            read_checkpoint(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"resume: {error}. Delete it to train this neuron from the start") from error
 
     def network(self, neuron: str) -> CodedConvNet:
         """The network with that neuron, with the initial weights that the seed gives to all of them."""
@@ -128,7 +124,7 @@ class Comparison:
         results = {}
         for neuron in self.settings.neurons:
             console.print(f"[bold]{neuron}[/bold]")
-            with _threads(self.settings.threads), _quiet_lightning():
+            with _threads(self.settings.threads):
                 results[neuron] = self._train(neuron, progress=not console.quiet)
         report = {
             "settings": self.settings.as_dict(),
@@ -146,27 +142,17 @@ class Comparison:
         settings, checkpoint = self.settings, self._checkpoint(neuron)
         module = SpikingClassifier(self.network(neuron), settings.learning_rate, settings.epochs, settings.seed)
         history = History()
-        each_epoch = ModelCheckpoint(
-            checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
-        )
         device = torch.device(settings.device)
-        trainer = lightning.Trainer(
-            accelerator=device.type,
-            devices=[device.index] if device.type == "cuda" else 1,
-            max_epochs=settings.epochs,
-            callbacks=[history, each_epoch, *([RichProgressBar(leave=False)] if progress else [])],
+        trainer = make_trainer(
+            Placement(device.type, [device.index] if device.type == "cuda" else 1),
+            epochs=settings.epochs,
+            checkpoint=checkpoint,
+            callbacks=[history],
+            progress=progress,
             logger=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
             default_root_dir=self.out,
         )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, self.data, ckpt_path=checkpoint if checkpoint.exists() else None)
-        except SystemExit:  # Lightning's answer to Ctrl-C, of which it ignores any further
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
+        fit(trainer, module, self.data, checkpoint if checkpoint.exists() else None)
         return self._result(module.to(device), history.epochs)
 
     def _result(self, module: SpikingClassifier, history: list[dict[str, float]]) -> dict[str, Any]:
@@ -195,19 +181,3 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(usual)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silences what it says about hardware, workers and its own products; warnings about the training stay."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
-            yield
-    finally:
-        log.setLevel(level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,71 +12,132 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
-from ..models import spiking_layers
+from ..models import SpikingNetwork, spiking_layers
 from ..neuron import FusedNode
+from ..optim import parameter_groups
 from ..parameter import PerStep
 
-__all__ = ["History", "SpikingClassifier", "firing_rates", "neuron_parameters", "recorded_rates"]
+__all__ = ["LOSSES", "History", "SpikingClassifier", "firing_rates", "neuron_parameters", "recorded_rates"]
+
+
+def rate_mse(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The KLIF paper's: mean squared error between the mean over time, the firing rates, and the one-hot label."""
+    rates = outputs.mean(0)
+    return F.mse_loss(rates, _one_hot(labels, rates))
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """GLIF's: cross-entropy of the mean over time."""
+    return F.cross_entropy(outputs.mean(0), labels)
+
+
+def clif_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """CLIF's: 0.95 cross-entropy + 0.05 mean squared error, of the outputs of each step, and the mean of that."""
+    each_step, repeated = outputs.flatten(0, 1), labels.repeat(len(outputs))
+    return 0.95 * F.cross_entropy(each_step, repeated) + 0.05 * F.mse_loss(each_step, _one_hot(repeated, each_step))
+
+
+def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
+    return F.one_hot(labels, outputs.shape[-1]).to(outputs)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rate-mse": rate_mse,
+    "cross-entropy": cross_entropy,
+    "clif": clif_loss,
+}
+"""By a recipe's name; of outputs ``[T, N, classes]`` and labels ``[N]``."""
 
 
 class SpikingClassifier(lightning.LightningModule):
-    """Trains a spiking network by the KLIF paper's recipe.
+    """Trains a spiking network, unless told otherwise by the KLIF paper's recipe.
 
-    The loss is the mean squared error between the firing rates of the classes and the one-hot label; Adam, its learning
-    rate annealed along a cosine to zero over all epochs. Logged once an epoch: ``train_loss``, ``test_loss``,
+    The learning rates are annealed along a cosine to zero. Logged once an epoch: ``train_loss``, ``test_loss``,
     ``test_accuracy``, ``firing_rate/LAYER`` over the test set, ``NAME/LAYER`` for every parameter of a neuron.
 
-    :param net: from images ``[N, C, H, W]`` to firing rates ``[N, classes]``
-    :param learning_rate: Adam's, at the start
-    :param epochs: the period of the cosine
+    :param net: the network
+    :param learning_rate: at the start; see :func:`klif_sj.optim.parameter_groups`
+    :param annealing_epochs: T_max of the cosine
     :param seed: with the epoch, it determines the dropout, so a resumed run draws what an uninterrupted one does
+    :param optimizer: ``'adam'`` or ``'sgd'``
+    :param momentum: SGD's
+    :param weight_decay: of the weights
+    :param loss: a key of :data:`LOSSES`
+    :param channels_last: whether convolutions see their images with the channels innermost
     """
 
-    def __init__(self, net: nn.Module, learning_rate: float = 1e-4, epochs: int = 100, seed: int = 0) -> None:
+    def __init__(
+        self,
+        net: SpikingNetwork,
+        learning_rate: float = 1e-4,
+        annealing_epochs: int = 100,
+        seed: int = 0,
+        *,
+        optimizer: str = "adam",
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        loss: str = "rate-mse",
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
+        self.loss = LOSSES[loss]
         self.learning_rate = learning_rate
-        self.epochs = epochs
+        self.annealing_epochs = annealing_epochs
         self.seed = seed
+        self.optimizer = optimizer
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.channels_last = channels_last
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)
-
-    def loss(self, rates: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error against the one-hot labels."""
-        return F.mse_loss(rates, F.one_hot(labels, rates.shape[1]).to(rates))
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs ``[T, N, classes]`` for images ``[N, C, H, W]`` or frames ``[T, N, C, H, W]``."""
+        return self.net.outputs_by_step(_channels_last(x) if self.channels_last else x)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), self.learning_rate)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)]
+        groups = parameter_groups(self.net, self.learning_rate, self.weight_decay)
+        if self.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, self.learning_rate, self.momentum)
+        else:
+            optimizer = torch.optim.Adam(groups, self.learning_rate)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.annealing_epochs)]
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         # Not at the start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
         if batch_index == 0:
-            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+            # Every process of a distributed training draws its own dropout.
+            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch + (self.global_rank << 48))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        images, labels = batch
-        loss = self.loss(self(images), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        x, labels = batch
+        loss = self.loss(self(x), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
     def on_train_batch_end(self, *args: Any) -> None:
         functional.reset_net(self.net)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        images, labels = batch
-        rates, measured = firing_rates(self.net, images)
+        x, labels = batch
+        with recorded_rates(self.net) as measured:
+            outputs = self(x)
         functional.reset_net(self.net)
         metrics = {
-            "test_loss": self.loss(rates, labels),
-            "test_accuracy": (rates.argmax(1) == labels).float().mean(),
+            "test_loss": self.loss(outputs, labels),
+            "test_accuracy": (outputs.mean(0).argmax(1) == labels).float().mean(),
             **{f"firing_rate/{layer}": rate for layer, rate in measured.items()},
         }
-        self.log_dict(metrics, batch_size=len(labels))
+        self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(neuron_parameters(self.net))
+        self.log_dict(neuron_parameters(self.net), sync_dist=True)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+    return images.unflatten(0, x.shape[:-3])
 
 
 def firing_rates(net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

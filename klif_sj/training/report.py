@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["Report", "by_layer", "markdown", "rows", "terminal_table", "write", "write_atomically"]
+from .files import write_atomically
+
+__all__ = ["Report", "by_layer", "markdown", "rows", "terminal_table", "write"]
 
 Report = dict[str, Any]
 """Plain values: settings, network, test_images, neurons (the results by name), command, environment, pictures."""
@@ -92,10 +94,3 @@ def write(report: Report, out: Path) -> None:
     """``report.json`` and ``report.md`` in the folder ``out``."""
     write_atomically(out / "report.md", markdown(report))
     write_atomically(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whatever happens meanwhile."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)

@@ -1,0 +1,87 @@
+"""Checkpoints that are whole or refused: how they are written, and how they are read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from .files import replacing
+from .recipe import Recipe
+
+__all__ = ["AtomicCheckpointIO", "RecipeInCheckpoint", "read_checkpoint", "recipe_in"]
+
+RECIPE = "klif_sj_recipe"
+"""The key of the recipe, as plain values, in a Lightning checkpoint."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the last one and renames it: a full disk or a kill leaves the last one as it is.
+
+    Lightning's own is first written to the system's folder of temporary files, and moving it from there to another
+    file system is a copy, which may stop halfway.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        try:
+            with replacing(path) as file:
+                torch.save(checkpoint, file)
+        # Where the disk is full, torch's writer raises what it finds when it closes the archive: a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            kept = "the last good one is still there" if path.exists() else "there was none before it"
+            raise OSError(f"the checkpoint {path} could not be saved ({error}); {kept}") from error
+
+
+class RecipeInCheckpoint(lightning.Callback):
+    """Puts the recipe into every checkpoint, so that the checkpoint alone says which network it is of."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RECIPE] = self.recipe.as_dict()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
+
+    :raises FileNotFoundError: where there is none
+    :raises ValueError: for a file that is truncated, damaged in a single bit, or no checkpoint
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        # torch writes checksums and does not read them.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken archive shows in many ways
+        raise ValueError(f"the checkpoint {path} cannot be read ({error})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of a training: it has no state_dict")
+    return checkpoint
+
+
+def recipe_in(checkpoint: dict[str, Any], path: Path) -> Recipe:
+    """The recipe that a checkpoint was trained by; ``path`` is for the message.
+
+    :raises ValueError: where it holds none, or one that this version cannot read
+    """
+    try:
+        return Recipe.from_dict(checkpoint[RECIPE])
+    except KeyError:
+        raise ValueError(f"{path} is no checkpoint of klif-sj train: it has no recipe") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the recipe in {path} cannot be read ({error})") from error
