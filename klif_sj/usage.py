@@ -1,0 +1,30 @@
+"""What the commands share: errors that the user can put right, and what an extra has to bring."""
+
+from __future__ import annotations
+
+import importlib
+
+__all__ = ["UserError", "require_train_extra"]
+
+TRAIN_EXTRA = {"lightning": "lightning", "sklearn": "scikit-learn", "torchvision": "torchvision"} | {
+    name: name for name in ("matplotlib", "rich", "tensorboard")
+}
+"""The modules of the ``train`` extra and the packages that they come from."""
+
+
+class UserError(Exception):
+    """What the user can put right; its text says how."""
+
+
+def require_train_extra() -> None:
+    """:raises UserError: where a package of the ``train`` extra is missing"""
+    missing = []
+    for module, package in TRAIN_EXTRA.items():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            missing.append(package)
+    if missing:
+        raise UserError(f"training needs {', '.join(missing)}; type: pip install 'klif_sj[train]'")
