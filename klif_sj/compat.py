@@ -5,7 +5,12 @@ No other file of the package may ask which SpikingJelly is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from spikingjelly.activation_based import base, functional, neuron, surrogate
@@ -83,3 +88,35 @@ def forget_reset_lists(net: nn.Module) -> None:
     if SPIKINGJELLY_2:
         for module in {*net.modules(), *functional.net_config._RESET_MODULE_CACHE}:
             functional.invalidate_reset_cache(module)
+
+
+def extract_recordings(reader: Any, downloaded: Path, extracted: Path) -> None:
+    """Unpack the archives of a ``spikingjelly.datasets`` class into a folder."""
+    with _quiet_and_on_todays_numpy(reader):
+        reader.extract_downloaded_files(downloaded, extracted)
+
+
+def convert_recordings(reader: Any, extracted: Path, events: Path) -> None:
+    """Have a ``spikingjelly.datasets`` class write its raw recordings as .npz files into the empty folder ``events``.
+
+    0.0.0.0.14 calls it by another name and drops the errors of its threads: a file that it cannot read is missing
+    afterwards. 2.x raises.
+    """
+    with _quiet_and_on_todays_numpy(reader):
+        (reader.create_raw_from_extracted if SPIKINGJELLY_2 else reader.create_events_np_files)(extracted, events)
+
+
+@contextmanager
+def _quiet_and_on_todays_numpy(reader: Any) -> Iterator[None]:
+    """0.0.0.0.14 prints a line a file, and reads CIFAR10-DVS through names that NumPy has dropped since."""
+    if SPIKINGJELLY_2:
+        yield
+        return
+    module: Any = importlib.import_module(reader.__module__)
+    theirs = module.np
+    module.np = SimpleNamespace(**{**vars(theirs), "bool": bool, "fromstring": theirs.frombuffer})
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        module.np = theirs

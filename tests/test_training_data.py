@@ -16,6 +16,8 @@ from klif_sj.training import data
 from klif_sj.training.data import ImageData
 from klif_sj.training.settings import Settings
 
+pytestmark = pytest.mark.once
+
 
 def settings(dataset: str = "digits", **given: Any) -> Settings:
     defaults = {"neurons": ("klif",), "backend": "auto", "device": "cpu", "seed": 0, "data_root": Path("data")}
@@ -99,8 +101,7 @@ def fashion_files(tmp_path: Path) -> Path:
 
 def test_fashion_mnist_is_read_from_its_files(fashion_files: Path) -> None:
     module = ImageData("fashion-mnist", fashion_files, batch_size=200, seed=0)
-    batch = list(module.val_dataloader())[2]
-    images, labels = module.on_after_batch_transfer(batch, 0)
+    images, labels = list(module.val_dataloader())[2]
     assert images.shape == (200, 1, 28, 28)
     assert_close(images[:, 0, 3, 5], torch.arange(400, 600) % 256 / 255.0, "pixels")
     assert labels.tolist() == [n % 10 for n in range(400, 600)]
@@ -110,13 +111,25 @@ def test_fashion_mnist_is_read_from_its_files(fashion_files: Path) -> None:
 def test_broken_data_file_is_named(fashion_files: Path) -> None:
     path = fashion_files / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"FashionMNIST.raw: the test set cannot be read"):
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte: expected 7840016 bytes, got 1000"):
         data.load("fashion-mnist", fashion_files)
 
 
 def test_too_short_data_file_is_refused(fashion_files: Path) -> None:
     write_idx(fashion_files / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte", np.zeros(9_999, dtype=np.uint8))
-    with pytest.raises(ValueError, match="cannot be read .10000 images and 9999 labels"):
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: expected 10008 bytes, got 10007"):
+        data.load("fashion-mnist", fashion_files)
+
+
+@pytest.mark.parametrize(
+    ("file", "position", "value"), [("train-images-idx3-ubyte", 2, 9), ("train-labels-idx1-ubyte", 100, 10)]
+)
+def test_corrupt_data_file_is_refused(fashion_files: Path, file: str, position: int, value: int) -> None:
+    path = fashion_files / "FashionMNIST" / "raw" / file
+    content = bytearray(path.read_bytes())
+    content[position] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="raw: the train files cannot be read"):
         data.load("fashion-mnist", fashion_files)
 
 
@@ -124,7 +137,7 @@ def test_missing_data_set_says_where_it_comes_from(tmp_path: Path, monkeypatch: 
     def unreachable(self: Any) -> None:
         raise RuntimeError("no route to host")
 
-    monkeypatch.setattr(data.datasets.MNIST, "download", unreachable)
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", unreachable)
     with pytest.raises(FileNotFoundError) as raised:
         data.load("fashion-mnist", tmp_path)
     told = str(raised.value)
@@ -144,5 +157,5 @@ def test_downloaded_archives_are_used(fashion_files: Path, tmp_path: Path, monke
         for name, archive in served.items():
             Path(self.raw_folder, name).write_bytes(gzip.decompress(archive))
 
-    monkeypatch.setattr(data.datasets.MNIST, "download", download)
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
     assert len(data.load("fashion-mnist", fashion_files)[0][0]) == 60_000

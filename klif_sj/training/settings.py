@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..checks import nearest
 from ..models.neurons import canonical_name
+from .data.info import DATASETS, DatasetInfo, find_dataset
 
-__all__ = ["DATASETS", "WIDTHS", "DatasetInfo", "Recipe", "Settings", "find_dataset"]
+__all__ = ["DATASETS", "RECIPES", "WIDTHS", "DatasetInfo", "Recipe", "Settings", "find_dataset", "find_recipe"]
 
 WIDTHS = {"small": 1 / 8, "medium": 1 / 4, "paper": 1.0}
 """Factors on the paper's 128 channels and 2048 features, by name."""
@@ -35,36 +36,20 @@ PAPER = Recipe(epochs=100, time_steps=8, width=1.0, batch_size=64, learning_rate
 """The KLIF paper's recipe for MNIST and Fashion-MNIST; its batch size is not published, 64 is our choice."""
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """A data set by its command-line name: its title, the size of its images, its recipe."""
-
-    title: str
-    image_size: int
-    recipe: Recipe
-    classes: int = 10
-    in_channels: int = 1
-
-
-DATASETS = {
-    "digits": DatasetInfo(
-        "scikit-learn's digits",
-        image_size=8,
-        # Batches so small that two threads would spend their time waiting for each other.
-        recipe=Recipe(epochs=8, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3, threads=1),
-    ),
-    "mnist": DatasetInfo("MNIST", image_size=28, recipe=PAPER),
-    "fashion-mnist": DatasetInfo("Fashion-MNIST", image_size=28, recipe=PAPER),
+RECIPES = {
+    # Batches so small that two threads would spend their time waiting for each other.
+    "digits": Recipe(epochs=8, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3, threads=1),
+    "mnist": PAPER,
+    "fashion-mnist": PAPER,
 }
+"""By data set: those whose images the compared network is made for."""
 
 
-def find_dataset(name: str) -> DatasetInfo:
-    """:raises ValueError: for an unknown data set, suggesting the nearest name"""
-    if name not in DATASETS:
-        nearest = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-        suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}{suggestion}")
-    return DATASETS[name]
+def find_recipe(dataset: str) -> Recipe:
+    """:raises ValueError: for a data set without one, suggesting the nearest name"""
+    if dataset not in RECIPES:
+        raise ValueError(f"dataset: expected one of {', '.join(RECIPES)}, got {dataset!r}{nearest(dataset, RECIPES)}")
+    return RECIPES[dataset]
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Settings:
     """What a resumed comparison may do differently; everything else would change a neuron's result."""
 
     def __post_init__(self) -> None:
-        find_dataset(self.dataset)
+        find_recipe(self.dataset)
         if not self.neurons:
             raise ValueError("neurons: expected at least one name, got none")
         for name in self.neurons:
@@ -110,7 +95,7 @@ class Settings:
     @classmethod
     def for_dataset(cls, dataset: str, *, neurons: tuple[str, ...], **given: Any) -> Settings:
         """The data set's recipe, with every value in ``given`` that is not None in its place."""
-        recipe = asdict(find_dataset(dataset).recipe)
+        recipe = asdict(find_recipe(dataset))
         recipe.update((name, value) for name, value in given.items() if value is not None)
         # A neuron that is named twice, under whatever alias, is trained once.
         names = tuple(dict.fromkeys(canonical_name(name) for name in neurons))

@@ -1,0 +1,239 @@
+"""The sets of event recordings: read by SpikingJelly, integrated to frames once, kept beside the recordings."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.datasets.utils import check_integrity
+
+from ... import compat
+from .files import locked, made_whole
+from .images import Split
+from .info import DatasetInfo, find_dataset
+
+__all__ = ["load_events"]
+
+TRAIN_SHARE = 0.9
+"""Of each class of CIFAR10-DVS, which has no official split."""
+
+AEDAT3_PACKET = np.dtype(
+    [("type", "<u2"), ("source", "<u2"), ("size", "<u4"), ("offset", "<u4"), ("overflow", "<u4"), ("capacity", "<u4")]
+    + [("number", "<u4"), ("valid", "<u4")]
+)
+"""The header of a packet of events; ``capacity`` events of ``size`` bytes follow it."""
+
+
+def load_events(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
+    """The training and the test set called ``name``, each recording integrated to ``time_steps`` frames.
+
+    A recording's events are divided into ``time_steps`` runs of the same number; a frame counts the events of a run by
+    polarity and pixel. The counts are kept in ``root/FOLDER/frames_T`` in the smallest integer that holds them, and are
+    mapped into memory from there.
+
+    :raises ValueError: for a broken file, naming it
+    :raises FileNotFoundError: for a data set that is not there, saying what to put where
+    """
+    info, recordings = find_dataset(name), RECORDINGS[name]
+    folder = root / info.folder
+    frames = folder / f"frames_{time_steps}"
+    if not frames.is_dir():
+        events = folder / "events_np"
+        if not (events.is_dir() or (folder / "extract").is_dir()):
+            _check_archives(info, recordings.reader(), folder / "download")
+        with locked(folder):
+            if not events.is_dir():
+                _convert(recordings, folder)
+            if not frames.is_dir():
+                _integrate(info, _splits(info, events), frames, time_steps)
+    return _read_frames(info, frames, "train"), _read_frames(info, frames, "test")
+
+
+def _check_archives(info: DatasetInfo, reader: Any, folder: Path) -> None:
+    archives = {
+        folder / file: (url, md5) for file, url, md5 in reader.resource_url_md5() if file.endswith((".zip", ".tar.gz"))
+    }
+    missing = {file: url for file, (url, _) in archives.items() if not file.is_file()}
+    if missing:
+        if reader.downloadable():
+            how = "Type\n" + "\n".join(f"  curl -L --create-dirs -o {file} {url}" for file, url in missing.items())
+        else:
+            pages = ", ".join(sorted(set(missing.values())))
+            how = f"Type mkdir -p {folder}, and put {', '.join(file.name for file in missing)} there, from {pages}"
+        raise FileNotFoundError(f"{info.title} is not in {folder}. Its home is {info.home}. {how}")
+    for file, (_, md5) in archives.items():
+        if not check_integrity(str(file), md5):
+            raise ValueError(
+                f"{file}: expected the archive of {info.title} whose MD5 is {md5}; this one is truncated or corrupt. "
+                "Delete it and get it again"
+            )
+
+
+def _convert(recordings: Recordings, folder: Path) -> None:
+    """SpikingJelly's ``extract`` and ``events_np`` out of its ``download``, as its own class would make them."""
+    reader, extracted = recordings.reader(), folder / "extract"
+    if not extracted.is_dir():
+        with made_whole(extracted) as partial:
+            compat.extract_recordings(reader, folder / "download", partial)
+    files = sorted(extracted.rglob(recordings.files))
+    if not files:
+        raise FileNotFoundError(f"{extracted}: expected files called {recordings.files}, got none. Delete this folder")
+    for file in files:
+        recordings.check(file)
+    with made_whole(folder / "events_np") as partial:
+        compat.convert_recordings(reader, extracted, partial)
+
+
+def _check_n_mnist(file: Path) -> None:
+    if not file.stat().st_size or file.stat().st_size % 5:
+        raise _broken(file, f"whole events of 5 bytes, got {file.stat().st_size} bytes")
+
+
+def _check_cifar10_dvs(file: Path) -> None:
+    data = file.read_bytes()
+    header = 0
+    # Events are big-endian addresses below 2**15, so no event begins with the header's '#'.
+    while data[header : header + 1] == b"#":
+        header = data.find(b"\n", header) + 1 or len(data)
+    if header == len(data) or (len(data) - header) % 8:
+        raise _broken(file, f"whole events of 8 bytes after the header, got {len(data) - header} bytes")
+
+
+def _check_gesture(file: Path) -> None:
+    labels = file.with_name(f"{file.stem}_labels.csv")
+    if not labels.is_file():
+        raise FileNotFoundError(f"{labels} is missing. Delete the folder extract and run again")
+    data = file.read_bytes()
+    end = b"#!END-HEADER\r\n"
+    position = data.find(end) + len(end) if end in data else 0
+    while 0 < position < len(data):
+        if position + AEDAT3_PACKET.itemsize > len(data):
+            raise _broken(file, "whole packets of events, got a part of one at its end")
+        packet = np.frombuffer(data, AEDAT3_PACKET, count=1, offset=position)[0]
+        position += AEDAT3_PACKET.itemsize + int(packet["capacity"]) * int(packet["size"])
+    if position != len(data) or not data:
+        raise _broken(file, "an AEDAT 3.1 header and whole packets of events, got something else")
+
+
+def _broken(file: Path, expected: str) -> ValueError:
+    return ValueError(
+        f"{file}: expected {expected}; the recording is truncated or corrupt. "
+        "Delete the folder extract and run again to unpack it anew"
+    )
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """How the raw recordings of a data set are found, checked and read."""
+
+    module: str
+    class_name: str
+    files: str
+    check: Callable[[Path], None]
+    """Raises for a file that SpikingJelly would read in part, or stumble over without saying which it is."""
+
+    def reader(self) -> Any:
+        """SpikingJelly's class for them, imported when it is needed: its package takes seconds to load."""
+        return getattr(importlib.import_module(f"spikingjelly.datasets.{self.module}"), self.class_name)
+
+
+RECORDINGS = {
+    "n-mnist": Recordings("n_mnist", "NMNIST", "*.bin", _check_n_mnist),
+    "cifar10-dvs": Recordings("cifar10_dvs", "CIFAR10DVS", "*.aedat", _check_cifar10_dvs),
+    "dvs-gesture": Recordings("dvs128_gesture", "DVS128Gesture", "*.aedat", _check_gesture),
+}
+
+
+def _splits(info: DatasetInfo, events: Path) -> dict[str, list[tuple[Path, int]]]:
+    """The files of either split, each with its class, by class and name.
+
+    :raises ValueError: where there are more or fewer than the data set has
+    """
+    splits: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
+    if (events / "train").is_dir():
+        for split, files in splits.items():
+            for _, of_class in _classes(events / split):
+                files += of_class
+    else:
+        for _, of_class in _classes(events):
+            first = math.ceil(TRAIN_SHARE * len(of_class))
+            splits["train"] += of_class[:first]
+            splits["test"] += of_class[first:]
+    for split, files in splits.items():
+        if len(files) != info.splits[split]:
+            raise ValueError(
+                f"{events}: expected {info.splits[split]} {split} recordings of {info.title}, "
+                f"got {len(files)}. Delete this folder, and extract beside it, and run again"
+            )
+    return splits
+
+
+def _classes(folder: Path) -> Iterator[tuple[str, list[tuple[Path, int]]]]:
+    """The recordings by class, in SpikingJelly's order; a class whose folder is a number has that number."""
+    for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        label = int(path.name) if path.name.isdigit() else number
+        yield path.name, [(file, label) for file in sorted(path.glob("*.npz"))]
+
+
+def _integrate(info: DatasetInfo, splits: dict[str, list[tuple[Path, int]]], folder: Path, time_steps: int) -> None:
+    with made_whole(folder) as partial:
+        for split, recordings in splits.items():
+            files, labels = zip(*recordings, strict=True)
+            for dtype in (np.uint8, np.int16, np.int32):
+                if _write_frames(info, files, partial / f"{split}_frames.npy", time_steps, dtype):
+                    break
+            np.save(partial / f"{split}_labels.npy", np.array(labels, dtype=np.int64))
+
+
+def _write_frames(info: DatasetInfo, files: tuple[Path, ...], out: Path, time_steps: int, dtype: type) -> bool:
+    """Writes all frames as that integer; False where a count is beyond it."""
+    shape = (len(files), time_steps, info.in_channels, info.image_size, info.image_size)
+    stored = np.lib.format.open_memmap(out, mode="w+", dtype=dtype, shape=shape)
+    with ThreadPoolExecutor() as pool:
+        frames = pool.map(lambda file: _frames(info, file, time_steps), files)
+        for position, counts in enumerate(frames):
+            if counts.max() > np.iinfo(dtype).max:
+                pool.shutdown(cancel_futures=True)
+                return False
+            stored[position] = counts
+    stored.flush()
+    return True
+
+
+def _frames(info: DatasetInfo, file: Path, time_steps: int) -> np.ndarray:
+    from spikingjelly.datasets import integrate_events_by_fixed_frames_number
+
+    size = info.image_size
+    try:
+        with np.load(file) as archive:
+            events = {key: archive[key] for key in ("t", "x", "y", "p")}
+        if not len(events["t"]):
+            raise ValueError("it holds no events")
+        if max(events["x"].max(), events["y"].max()) >= size:
+            raise ValueError(f"events beyond the sensor's {size}x{size} pixels")
+        return integrate_events_by_fixed_frames_number(events, "number", time_steps, size, size)
+    except Exception as error:  # a broken archive shows in many ways
+        raise ValueError(
+            f"{file}: the recording cannot be read ({error}). Delete the folder events_np and run again"
+        ) from error
+
+
+def _read_frames(info: DatasetInfo, folder: Path, split: str) -> Split:
+    try:
+        # Mapped copy-on-write: nothing is read before it is needed, and nothing is ever written.
+        frames = np.load(folder / f"{split}_frames.npy", mmap_mode="c")
+        labels = np.load(folder / f"{split}_labels.npy")
+        if not len(frames) == len(labels) == info.splits[split]:
+            raise ValueError(f"{len(frames)} recordings and {len(labels)} labels")
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: the {split} frames cannot be read ({error}). Delete this folder and run again"
+        ) from error
+    return torch.from_numpy(frames), torch.from_numpy(labels)

@@ -1,0 +1,144 @@
+"""The sets of still images, read into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
+
+from .files import locked, require_size
+from .info import find_dataset
+
+__all__ = ["Split", "load_images"]
+
+Split = tuple[Tensor, Tensor]
+"""Images ``[N, C, H, W]``, float32 in [0, 1] or uint8, or counts of events ``[N, T, C, H, W]``; the classes ``[N]``."""
+
+TORCHVISION: dict[str, type[datasets.VisionDataset]] = {
+    "mnist": datasets.MNIST,
+    "fashion-mnist": datasets.FashionMNIST,
+    "cifar10": datasets.CIFAR10,
+    "cifar100": datasets.CIFAR100,
+}
+
+CIFAR_BINARY: dict[str, tuple[int, dict[str, list[str]]]] = {
+    "cifar10": (1, {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}),
+    "cifar100": (2, {"train": ["train.bin"], "test": ["test.bin"]}),
+}
+"""The bytes of labels in a record, the last of which is the class, and the files of either split."""
+
+
+def load_images(name: str, root: Path) -> tuple[Split, Split]:
+    """The training and the test set called ``name``.
+
+    :raises ValueError: for a broken file, naming it
+    :raises FileNotFoundError: for a data set that is not there and cannot be downloaded
+    """
+    if name == "digits":
+        return _digits()
+    if name in CIFAR_BINARY and (root / find_dataset(name).folder).is_dir():
+        return _cifar_binary(name, root, "train"), _cifar_binary(name, root, "test")
+    if name in CIFAR_BINARY:
+        return _cifar_python(name, root)
+    return _mnist(name, root)
+
+
+def _digits() -> tuple[Split, Split]:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels; a fixed fifth of each class is the test set."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _mnist(name: str, root: Path) -> tuple[Split, Split]:
+    """The official split of an MNIST-like set, from its four files."""
+    info, reader = find_dataset(name), TORCHVISION[name]
+    folder = root / info.folder
+    # Torchvision's order: training images and labels, test images and labels.
+    files = [folder / archive.removesuffix(".gz") for archive, _ in reader.resources]
+    if not all(file.is_file() for file in files):
+        _download(name, root, f"Put {', '.join(file.name for file in files)} there; they are at {reader.mirrors[0]}.")
+    for split, images, labels in (("train", *files[:2]), ("test", *files[2:])):
+        require_size(images, 16 + info.splits[split] * info.image_size**2)
+        require_size(labels, 8 + info.splits[split])
+    return _read_mnist(name, root, train=True), _read_mnist(name, root, train=False)
+
+
+def _read_mnist(name: str, root: Path, train: bool) -> Split:
+    info = find_dataset(name)
+    try:
+        split = TORCHVISION[name](str(root), train=train)
+        if split.data.shape[1:] != (info.image_size, info.image_size) or split.targets.max() >= info.classes:
+            raise ValueError(f"images of {tuple(split.data.shape[1:])} pixels, labels up to {split.targets.max()}")
+    except Exception as error:  # torchvision meets a broken file with whatever its parser stumbles over
+        raise ValueError(
+            f"{root / info.folder}: the {'train' if train else 't10k'} files cannot be read ({error}). "
+            "Delete them and run again to download them"
+        ) from error
+    return split.data.unsqueeze(1), split.targets
+
+
+def _cifar_binary(name: str, root: Path, split: str) -> Split:
+    """The official binary version: records of the labels, then the planes of red, green and blue."""
+    info = find_dataset(name)
+    label_bytes, files = CIFAR_BINARY[name]
+    pixels = info.in_channels * info.image_size**2
+    images, labels = [], []
+    for file in (root / info.folder / file for file in files[split]):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing from {info.title}'s binary version. Unpack the archive from {info.home} again"
+            )
+        require_size(file, info.splits[split] // len(files[split]) * (label_bytes + pixels))
+        records = torch.from_numpy(np.fromfile(file, dtype=np.uint8)).view(-1, label_bytes + pixels)
+        classes = records[:, label_bytes - 1].long()
+        if classes.max() >= info.classes:
+            raise ValueError(
+                f"{file}: expected classes below {info.classes}, got {classes.max()}; the file is corrupt. "
+                "Delete it and get it again"
+            )
+        images.append(records[:, label_bytes:].reshape(-1, info.in_channels, info.image_size, info.image_size))
+        labels.append(classes)
+    return torch.cat(images), torch.cat(labels)
+
+
+def _cifar_python(name: str, root: Path) -> tuple[Split, Split]:
+    """Torchvision's files, which are pickles: opened only where their MD5 is the published one."""
+    info, reader = find_dataset(name), TORCHVISION[name]
+    folder = root / reader.base_folder
+    files = {folder / file: md5 for file, md5 in (*reader.train_list, *reader.test_list)}
+    files[folder / reader.meta["filename"]] = reader.meta["md5"]
+    if not all(file.is_file() for file in files):
+        _download(name, root, f"Unpack {reader.filename} there; it is at {reader.url}.")
+    for file, md5 in files.items():
+        if not check_integrity(str(file), md5):
+            raise ValueError(
+                f"{file}: expected the file of {info.title} whose MD5 is {md5}; this one is truncated or corrupt. "
+                "Delete it and run again to download it"
+            )
+    splits = (reader(str(root), train=train) for train in (True, False))
+    train, test = ((torch.from_numpy(split.data).permute(0, 3, 1, 2), torch.tensor(split.targets)) for split in splits)
+    return train, test
+
+
+def _download(name: str, root: Path, by_hand: str) -> None:
+    """:raises FileNotFoundError: where that fails, saying where the data set comes from and what to type"""
+    info, reader = find_dataset(name), TORCHVISION[name]
+    try:
+        with locked(root):
+            reader(str(root), download=True)
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{info.title} is not in {root / info.folder}, and its download failed ({error}).\n{by_hand}\n"
+            f"Its home is {info.home}. On a machine that reaches it, this fetches it: "
+            f'python -c "from torchvision.datasets import {reader.__name__}; '
+            f"{reader.__name__}('{root}', download=True)\""
+        ) from error
