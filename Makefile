@@ -45,4 +45,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare bench-quick build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare klif-sj-train bench-quick build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import shlex
 import sys
@@ -18,7 +17,11 @@ from .environment import environment
 from .models import NEURONS, neuron_factory
 from .neuron import FusedNode
 from .swap.script import add_run
-from .training.settings import DATASETS, WIDTHS, Settings
+from .training.command import add_train
+from .training.evaluate_command import add_evaluate
+from .training.reproduce_command import add_reproduce
+from .training.settings import RECIPES, WIDTHS, Settings
+from .usage import UserError, require_train_extra
 
 __all__ = ["main"]
 
@@ -26,15 +29,6 @@ SOURCE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 USER_ERROR = 2
 INTERRUPTED = 130
-
-TRAIN_EXTRA = {"lightning": "lightning", "sklearn": "scikit-learn", "torchvision": "torchvision"} | {
-    name: name for name in ("matplotlib", "rich")
-}
-"""The modules of the ``train`` extra and the packages that they come from."""
-
-
-class UserError(Exception):
-    """What the user can put right; its text says how."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +63,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "about a minute, and MNIST and Fashion-MNIST by the KLIF paper's recipe at full size, which asks for a GPU.",
     )
     add = parser.add_argument
-    add("--dataset", default="digits", metavar="NAME", help=f"{', '.join(DATASETS)} (default: digits)")
+    add("--dataset", default="digits", metavar="NAME", help=f"{', '.join(RECIPES)} (default: digits)")
     add(
         "--data-root",
         type=Path,
@@ -94,7 +88,7 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def compare(options: argparse.Namespace) -> None:
     """Compare neurons, print the table, and say where the report is."""
-    _require_train_extra()
+    require_train_extra()
     from rich.console import Console
 
     from .training.compare import Comparison
@@ -170,7 +164,7 @@ def source(options: argparse.Namespace) -> None:
         raise UserError(error) from error
 
 
-COMMANDS = (add_compare, add_info, add_run, add_source)
+COMMANDS = (add_compare, add_evaluate, add_info, add_reproduce, add_run, add_source, add_train)
 
 
 def _width(text: str) -> float:
@@ -180,16 +174,3 @@ def _width(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected {', '.join(WIDTHS)} or a number, got {text!r}") from None
-
-
-def _require_train_extra() -> None:
-    missing = []
-    for module, package in TRAIN_EXTRA.items():
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            missing.append(package)
-    if missing:
-        raise UserError(f"training needs {', '.join(missing)}; type: pip install 'klif_sj[train]'")

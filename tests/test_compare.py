@@ -199,10 +199,11 @@ def test_threads_are_the_recipes_or_the_given_ones_while_it_trains(
 
 
 def test_loss_optimizer_and_schedule_are_the_papers() -> None:
-    module = SpikingClassifier(torch.nn.Linear(2, 3), epochs=100)
+    module = SpikingClassifier(torch.nn.Linear(2, 3))
     rates = torch.tensor([[0.2, 0.5, 0.1], [1.0, 0.0, 0.0]])
+    by_step = torch.stack([rates + 0.3, rates - 0.3])
     squares = (0.2**2 + (0.5 - 1) ** 2 + 0.1**2) + (1.0**2 + 0.0 + (0.0 - 1) ** 2)
-    assert module.loss(rates, torch.tensor([1, 2])).item() == pytest.approx(squares / 6)
+    assert module.loss(by_step, torch.tensor([1, 2])).item() == pytest.approx(squares / 6)
     (optimizer,), (schedule,) = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == 1e-4
@@ -227,7 +228,7 @@ def test_net_is_reset_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(SpikingClassifier(net, epochs=1), ImageData("digits", Path(), 512, 0))
+    trainer.fit(SpikingClassifier(net), ImageData("digits", Path(), 512, 0))
     assert states == [0.0, 0.0, 0.0]
     assert net.encoder.neuron.v == 0.0, "the evaluation resets as well"
 
@@ -268,7 +269,7 @@ class Allocating(SpikingClassifier):
         scratch = held * 2
         larger = scratch[:10] * held[:10]
         del held, scratch
-        return self.net(images) * larger
+        return self.net(images).unsqueeze(0) * larger
 
 
 def test_peak_memory_is_the_most_that_a_step_holds_at_a_time() -> None:
