@@ -5,7 +5,6 @@ No other file of the package may ask which SpikingJelly is installed.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
@@ -92,7 +92,7 @@ def forget_reset_lists(net: nn.Module) -> None:
 
 def extract_recordings(reader: Any, downloaded: Path, extracted: Path) -> None:
     """Unpack the archives of a ``spikingjelly.datasets`` class into a folder."""
-    with _quiet_and_on_todays_numpy(reader):
+    with _quiet_and_on_todays_numpy():
         reader.extract_downloaded_files(downloaded, extracted)
 
 
@@ -102,21 +102,21 @@ def convert_recordings(reader: Any, extracted: Path, events: Path) -> None:
     0.0.0.0.14 calls it by another name and drops the errors of its threads: a file that it cannot read is missing
     afterwards. 2.x raises.
     """
-    with _quiet_and_on_todays_numpy(reader):
+    with _quiet_and_on_todays_numpy():
         (reader.create_raw_from_extracted if SPIKINGJELLY_2 else reader.create_events_np_files)(extracted, events)
 
 
 @contextmanager
-def _quiet_and_on_todays_numpy(reader: Any) -> Iterator[None]:
+def _quiet_and_on_todays_numpy() -> Iterator[None]:
     """0.0.0.0.14 prints a line a file, and reads CIFAR10-DVS through names that NumPy has dropped since."""
     if SPIKINGJELLY_2:
         yield
         return
-    module: Any = importlib.import_module(reader.__module__)
-    theirs = module.np
-    module.np = SimpleNamespace(**{**vars(theirs), "bool": bool, "fromstring": theirs.frombuffer})
+    from spikingjelly.datasets import cifar10_dvs
+
+    cifar10_dvs.np = SimpleNamespace(**{**vars(np), "bool": bool, "fromstring": np.frombuffer})
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
-        module.np = theirs
+        cifar10_dvs.np = np

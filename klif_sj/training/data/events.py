@@ -79,14 +79,13 @@ def _check_archives(info: DatasetInfo, reader: Any, folder: Path) -> None:
 def _convert(recordings: Recordings, folder: Path) -> None:
     """SpikingJelly's ``extract`` and ``events_np`` out of its ``download``, as its own class would make them."""
     reader, extracted = recordings.reader(), folder / "extract"
-    if not extracted.is_dir():
+    if extracted.is_dir():
+        # Not out of an archive whose MD5 was just checked.
+        for file in sorted(extracted.rglob(recordings.files)):
+            recordings.check(file)
+    else:
         with made_whole(extracted) as partial:
             compat.extract_recordings(reader, folder / "download", partial)
-    files = sorted(extracted.rglob(recordings.files))
-    if not files:
-        raise FileNotFoundError(f"{extracted}: expected files called {recordings.files}, got none. Delete this folder")
-    for file in files:
-        recordings.check(file)
     with made_whole(folder / "events_np") as partial:
         compat.convert_recordings(reader, extracted, partial)
 
