@@ -78,11 +78,18 @@ def spiking_convolution(in_channels: int, out_channels: int, neuron: NeuronFacto
 
 def spiking_linear(in_features: int, features: int, neuron: NeuronFactory) -> nn.Module:
     """nFC of the KLIF paper: dropout, a fully connected layer and spiking neurons."""
-    return sequence(
-        dropout=layer.Dropout(DROPOUT, step_mode="m"),
-        linear=layer.Linear(in_features, features, bias=False, step_mode="m"),
-        neuron=make_neuron(neuron, features),
-    )
+    linear = layer.Linear(in_features, features, bias=False, step_mode="m")
+    spiking_from_the_start(linear)
+    return sequence(dropout=layer.Dropout(DROPOUT, step_mode="m"), linear=linear, neuron=make_neuron(neuron, features))
+
+
+def spiking_from_the_start(linear: nn.Linear) -> None:
+    """Initial weights that make the neurons of a fully connected layer fire: He's normal distribution for the fan-in.
+
+    No normalisation raises its current. With torch's own initial weights, a sixth of these in variance, hardly any
+    neuron fires at first; and where none does, the next layer's potential is 0, where KLIF's ReLU stops all gradients.
+    """
+    nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
 
 
 def convolution_blocks(
@@ -171,6 +178,7 @@ def klif_head(in_features: int, classes: int, neuron: NeuronFactory, coding: boo
     if not coding:
         return dropout | {"readout": linear_readout(in_features, classes)}, f"{classes}L"
     decoder = VotingReadout(in_features, classes, neuron)
+    spiking_from_the_start(decoder.linear)
     return dropout | {"decoder": decoder}, f"({classes * decoder.population}FC-AP{decoder.population})(dec)"
 
 

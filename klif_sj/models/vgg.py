@@ -15,15 +15,14 @@ from .blocks import (
     linear_readout,
     pooled_size,
     scaled,
-    spiking_linear,
 )
 from .network import SpikingNetwork
 
 __all__ = ["vgg11", "vgg16"]
 
+# The channels of each block's convolutions; the very first convolution, of 64 channels, is the encoder.
 VGG16_BLOCKS = ((64,), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG11_BLOCKS = ((), (128,), (256, 256), (512, 512), (512, 512))
-# The first convolution, of 64 channels, is the encoder.
 
 
 def vgg16(
@@ -38,9 +37,9 @@ def vgg16(
 ) -> SpikingNetwork:
     """The VGG-16 of the KLIF paper's ablation, with or without its coding layers.
 
-    Thirteen 3x3 convolutions with BN, five 2x2 max poolings, and three fully connected layers of 4096, 4096 and
-    ``classes`` features, each after dropout. With coding layers, the first convolution becomes three in parallel and
-    the last layer ten neurons a class which vote; without, the last layer is linear and has no neurons.
+    Thirteen 3x3 convolutions with BN, five 2x2 max poolings, dropout, a fully connected layer: the usual form for small
+    images. With coding layers, the first convolution becomes three in parallel and the last layer ten neurons a class
+    which vote; without, the last layer is linear and has no neurons.
 
     The paper names the architecture only. These details are our choice; see docs/networks.md.
 
@@ -49,14 +48,14 @@ def vgg16(
     :param in_channels: channels of the image
     :param image_size: height and width in pixels
     :param classes: number of classes
-    :param width: factor on the published channels and features
+    :param width: factor on the published channels
     :param coding: whether it has the KLIF paper's encoder and decoder
 
     :raises ValueError: for a width that leaves no channel, or an image smaller than 32 x 32
 
-    Source: arXiv 2302.09238, Sec. 3.2 and Table 3; Simonyan and Zisserman, ICLR 2015, configuration D.
+    Source: arXiv 2302.09238, Sec. 3.2 and Table 3; Simonyan and Zisserman, ICLR 2015 (configuration D).
     """
-    channels, hidden = scaled(64, width), scaled(4096, width)
+    channels = scaled(64, width)
     blocks = [[scaled(size, width) for size in block] for block in VGG16_BLOCKS]
     features = blocks[-1][-1] * pooled_size(image_size, len(blocks)) ** 2
     encoder = ConvEncoder(in_channels, channels, neuron, time_steps, convolutions=3 if coding else 1)
@@ -64,11 +63,9 @@ def vgg16(
         "encoder": encoder,
         **convolution_blocks(channels, blocks, neuron),
         "flatten": layer.Flatten(step_mode="m"),
-        "fc1": spiking_linear(features, hidden, neuron),
-        "fc2": spiking_linear(hidden, hidden, neuron),
     }
-    head, head_notation = klif_head(hidden, classes, neuron, coding)
-    notation = (encoder_notation(encoder), *blocks_notation(blocks), f"{hidden}FC", f"{hidden}FC", head_notation)
+    head, head_notation = klif_head(features, classes, neuron, coding)
+    notation = (encoder_notation(encoder), *blocks_notation(blocks), head_notation)
     network = SpikingNetwork(layers | head, (in_channels, image_size, image_size), "-".join(notation))
     he_initialise(network)
     return network
