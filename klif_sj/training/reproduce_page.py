@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..models import NEURONS
+from .files import write_atomically
 from .plots import draw_neurons
 from .recipe import Recipe
-from .report import PICTURES, by_layer, write_atomically
+from .report import PICTURES, by_layer
 from .reproduce_tables import TABLES, Table, as_text, changes, size_name
 
 __all__ = ["RESULTS", "Result", "check_page", "page", "read_results", "write_page"]

@@ -1,0 +1,98 @@
+"""Run rows of the KLIF paper's tables, and put the results beside the published figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from .files import write_atomically
+from .recipe import Recipe
+from .reproduce_page import RESULTS, check_page, write_page
+from .reproduce_tables import Figure, run_name
+from .run import TrainingRun
+
+__all__ = ["plan", "reproduce"]
+
+TABLES_OWN = {"name", "source", "published", "network", "dataset", "neuron", "coding", "seed"}
+"""Fields of a recipe that tell which figure it is, and which run."""
+
+UNFINISHED = "runs"
+"""Folder of the runs' checkpoints, which are needed to go on with a run and not for the page."""
+
+
+def plan(figures: Iterable[Figure], seeds: Sequence[int], **given: Any) -> dict[str, Recipe]:
+    """The runs that figures need, by name; a run that several figures need comes once, and one seed after the other.
+
+    :param figures: what is to be reproduced
+    :param seeds: one run for each
+    :param given: values of :class:`~klif_sj.training.recipe.Recipe` in place of the paper's
+    :raises ValueError: for a value that the recipe refuses, or that is the table's to choose, or no seed
+    """
+    if not seeds:
+        raise ValueError("seeds: expected at least one, got none")
+    for name in sorted(TABLES_OWN & given.keys()):
+        raise ValueError(f"{name}: the table chooses it; name its neurons, data sets, networks and the seeds")
+    figures = list(figures)
+    recipes = [figure.as_published().override(**given, seed=seed) for seed in seeds for figure in figures]
+    return {run_name(recipe): recipe for recipe in recipes}
+
+
+def reproduce(runs: dict[str, Recipe], out: Path, console: Console, **how: Any) -> None:
+    """Train what has no result in ``out`` yet, and write the page after each run.
+
+    ``out/results`` gets a JSON file for each finished run, ``out/README.md`` and ``out/pictures`` the page,
+    ``out/runs`` the checkpoints, from which the next call goes on with an unfinished run.
+
+    :param runs: what to run, by name
+    :param out: folder of these runs, and of those before
+    :param console: shows progress
+    :param how: ``data_root``, ``devices``, ``accelerator`` and ``command`` of
+        :class:`~klif_sj.training.run.TrainingRun`
+    :raises ValueError: before anything is run, where ``out`` has a result of the same name from another recipe, or a
+        page that is no reproduction's
+    :raises FileNotFoundError: after all other runs, for those whose data set is not there
+    """
+    check_page(out)
+    unfinished = {name: recipe for name, recipe in runs.items() if not _is_finished(out, name, recipe)}
+    missing = {}
+    for name, recipe in unfinished.items():
+        console.print(f"[bold]{name}[/bold]")
+        folder = out / UNFINISHED / name
+        try:
+            result = TrainingRun(recipe, folder, resume=True, **how).run(console)
+        except FileNotFoundError as error:
+            missing[recipe.dataset] = str(error)
+            continue
+        _write(out, name, result)
+    _write(out)
+    if missing:
+        raise FileNotFoundError("\n".join(missing.values()))
+
+
+@rank_zero_only
+def _write(out: Path, name: str = "", result: dict[str, Any] | None = None) -> None:
+    """The page, and before it a run's result; of several processes, the first one does."""
+    if result is not None:
+        write_atomically(_result_file(out, name), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_page(out)
+
+
+def _result_file(out: Path, name: str) -> Path:
+    return out / RESULTS / f"{name}.json"
+
+
+def _is_finished(out: Path, name: str, recipe: Recipe) -> bool:
+    file = _result_file(out, name)
+    if not file.exists():
+        return False
+    differences = recipe.differences(Recipe.from_dict(json.loads(file.read_text())["recipe"]))
+    if differences:
+        raise ValueError(
+            f"out: {file} is of another recipe ({'; '.join(differences)}). Name another folder, or delete the file"
+        )
+    return True

@@ -1,0 +1,196 @@
+"""Reproducing a table: which runs it plans, what they leave behind, what is skipped, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from klif_sj import cli
+from klif_sj.training import reproduce as reproduce_module
+from klif_sj.training.recipe import load_recipe
+from klif_sj.training.reproduce import plan, reproduce
+from klif_sj.training.reproduce_page import read_results
+from klif_sj.training.reproduce_tables import TABLES, Figure
+
+pytestmark = pytest.mark.once
+
+QUIET = Console(quiet=True)
+DIGITS = [Figure("LIF", "digits", "lif"), Figure("KLIF", "digits", "klif")]
+TINY: dict[str, Any] = {"epochs": 2, "time_steps": 2, "width": 1 / 32, "batch_size": 256, "backend": "torch"}
+HERE: dict[str, Any] = {"data_root": Path("data"), "accelerator": "cpu", "command": "klif-sj reproduce --table 2"}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the trainings that were run, in their order."""
+    folders = []
+    run = reproduce_module.TrainingRun.run
+
+    def recorded(self: Any, console: Any = None) -> Any:
+        folders.append(self.out)
+        return run(self, console)
+
+    monkeypatch.setattr(reproduce_module.TrainingRun, "run", recorded)
+    return folders
+
+
+# The plan
+
+
+def test_a_plan_runs_all_neurons_of_one_seed_before_the_next() -> None:
+    runs = plan(TABLES[2].select(datasets=["fashion-mnist"]), [0, 7], epochs=3, width=0.125)
+    size = "klif-fashion-mnist-epochs3-width0.125"
+    assert list(runs) == [f"{size}-{neuron}-seed{seed}" for seed in (0, 7) for neuron in ("lif", "klif")]
+    first = runs[f"{size}-lif-seed0"]
+    assert first == load_recipe("klif-fashion-mnist").override(neuron="lif", epochs=3, width=0.125, seed=0)
+
+
+def test_what_equals_the_paper_is_as_published() -> None:
+    published = plan(TABLES[2].select(datasets=["mnist"]), [0])
+    assert plan(TABLES[2].select(datasets=["mnist"]), [0], epochs=100, width=1.0) == published
+    assert list(published) == ["klif-mnist-lif-seed0", "klif-mnist-klif-seed0"]
+
+
+def test_tables_share_their_runs() -> None:
+    shared = plan(TABLES[3].select(), [0]).keys() & plan(TABLES[5].select(), [0]).keys()
+    assert shared == {
+        f"klif-{network}-{neuron}-seed0" for network in ("vgg16", "resnet18") for neuron in ("lif", "klif")
+    }
+
+
+@pytest.mark.parametrize(
+    ("seeds", "given", "message"),
+    [
+        ([], {}, "seeds: expected at least one, got none"),
+        ([0], {"epochs": 0}, "epochs: expected an integer of at least 1, got 0"),
+        ([0], {"dataset": "digits"}, "dataset: the table chooses it"),
+        ([0], {"seed": 1}, "seed: the table chooses it"),
+        ([0], {"epoch": 1}, "did you mean 'epochs'"),
+    ],
+)
+def test_plan_refuses(seeds: list[int], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(DIGITS, seeds, **given)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real, tiny trainings of LIF and KLIF on digits."""
+    out = tmp_path_factory.mktemp("reproduction")
+    reproduce(plan(DIGITS, [0], **TINY), out, QUIET, **HERE)
+    return out
+
+
+def test_runs_leave_results_of_which_the_page_is_made(finished: Path) -> None:
+    lif, klif = read_results(finished)
+    assert [lif.recipe.neuron, klif.recipe.neuron] == ["lif", "klif"]
+    for result in (lif, klif):
+        found = result.found
+        assert found["command"] == HERE["command"]
+        assert found["history"][-1]["test_accuracy"] == found["test_accuracy"]
+        assert [row["epoch"] for row in found["history"]] == [1, 2]
+        assert "torch" in found["environment"]
+    assert "k/encoder" in klif.found["history"][0]
+    assert "k/encoder" not in lif.found["history"][0]
+    text = (finished / "README.md").read_text()
+    assert f"| klif | 0 | {100 * klif.found['test_accuracy']:.2f} |" in text
+    assert "## digits, **different, shorter, smaller**: T 2 instead of 4, epochs 2 instead of 8, batch size 256" in text
+    assert "    klif-sj reproduce --table 2\n" in text
+    assert len(list((finished / "pictures").glob("*.svg"))) == 3
+
+
+def test_what_is_finished_is_not_run_again(finished: Path, trained: list[Path]) -> None:
+    before = {path: path.read_bytes() for path in (finished / "results").iterdir()}
+    reproduce(plan(DIGITS, [0], **TINY), finished, QUIET, **HERE)
+    assert trained == []
+    assert {path: path.read_bytes() for path in (finished / "results").iterdir()} == before
+
+
+def test_an_interrupted_reproduction_goes_on_to_the_same_results(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = plan(DIGITS, [0], **TINY)
+    with monkeypatch.context() as patch:
+        saved = reproduce_module.TrainingRun.run
+
+        def interrupted(self: Any, console: Any = None) -> Any:
+            if self.recipe.neuron == "klif":
+                raise KeyboardInterrupt
+            return saved(self, console)
+
+        patch.setattr(reproduce_module.TrainingRun, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(runs, tmp_path, QUIET, **HERE)
+    assert [result.recipe.neuron for result in read_results(tmp_path)] == ["lif"]
+    assert "| lif | 0 |" in (tmp_path / "README.md").read_text()
+    reproduce(runs, tmp_path, QUIET, **HERE)
+    for ours, whole in zip(read_results(tmp_path), read_results(finished), strict=True):
+        assert ours.name == whole.name
+        assert ours.found["history"] == whole.found["history"]
+
+
+def test_a_missing_data_set_is_said_after_the_others_have_run(
+    tmp_path: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run = reproduce_module.TrainingRun
+
+    def refusing(recipe: Any, *args: Any, **how: Any) -> Any:
+        if recipe.neuron == "lif":
+            raise FileNotFoundError("MNIST is not in data/MNIST/raw")
+        return make_run(recipe, *args, **how)
+
+    monkeypatch.setattr(reproduce_module, "TrainingRun", refusing)
+    with pytest.raises(FileNotFoundError, match="MNIST is not in data/MNIST/raw"):
+        reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
+    assert [path.name.partition("-batch")[0] for path in trained] == ["digits-time_steps2-epochs1"]
+    assert [result.recipe.neuron for result in read_results(tmp_path)] == ["klif"]
+
+
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tmp_path: Path) -> None:
+    runs = plan(DIGITS, [0], **TINY)
+    (tmp_path / "results").mkdir()
+    for name in runs:
+        found = json.loads((finished / "results" / f"{name}.json").read_text())
+        found["recipe"]["learning_rate"] = 0.5
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"is of another recipe \(learning_rate: 0.5 then, 0.002 now\)"):
+        reproduce(runs, tmp_path, QUIET, **HERE)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table=2", "--dataset=fashon-mnist"], "got 'fashon-mnist'; did you mean 'fashion-mnist'?"),
+        (["--table=2", "--neurons=klif-star"], "neuron: expected one of lif, klif, which Table 2 has"),
+        (["--table=3", "--network=vgg-16"], "did you mean 'vgg16'?"),
+        (["--table=2", "--epochs=0"], "epochs: expected an integer of at least 1, got 0"),
+        (["--table=2", "--set=learning_rat=1"], "did you mean 'learning_rate'?"),
+        (["--table=2", "--accelerator=gpu"], "accelerator: expected auto, cpu or cuda, got 'gpu'"),
+    ],
+)
+def test_the_command_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["reproduce", f"--out={out}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("klif-sj: error: ")
+    assert message in error
+    assert not (out / "results").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--table=6"], ["--table=2", "--seeds=a"], []])
+def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reproduce", *arguments])
+    assert "usage: klif-sj reproduce" in capsys.readouterr().err
