@@ -8,6 +8,7 @@ import importlib
 import shutil
 import struct
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import torch
 from tolerance import assert_equal
 
 from klif_sj.training.data import load, make_data
+from klif_sj.training.data.files import locked
 from klif_sj.training.data.info import DATASETS
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -186,6 +188,30 @@ def test_archives_are_unpacked(name: str, written: dict, tmp_path: Path, monkeyp
     assert_frames(name, tmp_path, written)
     made = {path.name for path in folder.iterdir()}
     assert made == {".lock", "download", "extract", "events_np", f"frames_{SETS[name][1]}"}
+
+
+@pytest.mark.parametrize("name", ["n-mnist"])
+def test_what_a_killed_process_left_is_made_anew(name: str, written: dict, tmp_path: Path) -> None:
+    for part in ("events_np", "frames_3"):
+        (tmp_path / "NMNIST" / f"{part}.partial" / "train").mkdir(parents=True)
+    assert_frames(name, tmp_path, written)
+    assert not list((tmp_path / "NMNIST").glob("*partial*"))
+
+
+def test_one_process_at_a_time_makes_them(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with locked(tmp_path):
+            entered.set()
+
+    with locked(tmp_path):
+        # A lock is an open file's, so a thread that opens its own is kept out like a process.
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    other.join()
 
 
 def test_frames_are_made_once(name: str, written: dict, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +22,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill, which gets its name once all went well: nothing half-made bears it."""
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    """A folder beside ``folder`` to fill, which gets its name once all went well: nothing half-made bears it.
+
+    To be used by one process at a time; what one that was killed has left is deleted.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o755)
-        os.rename(partial, folder)
+        partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

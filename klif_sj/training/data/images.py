@@ -65,7 +65,8 @@ def _mnist(name: str, root: Path) -> tuple[Split, Split]:
     # Torchvision's order: training images and labels, test images and labels.
     files = [folder / archive.removesuffix(".gz") for archive, _ in reader.resources]
     if not all(file.is_file() for file in files):
-        _download(name, root, f"Put {', '.join(file.name for file in files)} there; they are at {reader.mirrors[0]}.")
+        names = ", ".join(file.name for file in files)
+        _download(name, root, f"{folder}: put {names} there, which {reader.mirrors[0]} has as .gz files.")
     for split, images, labels in (("train", *files[:2]), ("test", *files[2:])):
         require_size(images, 16 + info.splits[split] * info.image_size**2)
         require_size(labels, 8 + info.splits[split])
@@ -117,7 +118,8 @@ def _cifar_python(name: str, root: Path) -> tuple[Split, Split]:
     files = {folder / file: md5 for file, md5 in (*reader.train_list, *reader.test_list)}
     files[folder / reader.meta["filename"]] = reader.meta["md5"]
     if not all(file.is_file() for file in files):
-        _download(name, root, f"Unpack {reader.filename} there; it is at {reader.url}.")
+        binary = reader.url.replace("-python", "-binary")
+        _download(name, root, f"{folder} or {root / info.folder}: unpack {reader.url} or {binary} in {root}.")
     for file, md5 in files.items():
         if not check_integrity(str(file), md5):
             raise ValueError(
@@ -129,7 +131,7 @@ def _cifar_python(name: str, root: Path) -> tuple[Split, Split]:
     return train, test
 
 
-def _download(name: str, root: Path, by_hand: str) -> None:
+def _download(name: str, root: Path, missing: str) -> None:
     """:raises FileNotFoundError: where that fails, saying where the data set comes from and what to type"""
     info, reader = find_dataset(name), TORCHVISION[name]
     try:
@@ -137,8 +139,7 @@ def _download(name: str, root: Path, by_hand: str) -> None:
             reader(str(root), download=True)
     except Exception as error:
         raise FileNotFoundError(
-            f"{info.title} is not in {root / info.folder}, and its download failed ({error}).\n{by_hand}\n"
-            f"Its home is {info.home}. On a machine that reaches it, this fetches it: "
-            f'python -c "from torchvision.datasets import {reader.__name__}; '
-            f"{reader.__name__}('{root}', download=True)\""
+            f"{info.title} is not in {missing}\nIts download failed ({error}). Its home is {info.home}.\n"
+            f'On a machine that reaches it, this fetches it: python -c "from torchvision.datasets import '
+            f"{reader.__name__}; {reader.__name__}('{root}', download=True)\""
         ) from error

@@ -107,7 +107,9 @@ class Batches:
         self.sampler, self.rank, self.world_size = sampler, rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // (self.batch_size * self.world_size))
+        batches = -(-len(self.samples) // (self.batch_size * self.world_size))
+        # A share of a test set may be smaller by one sample, and still none of its batches is empty.
+        return batches if self.sampler is not None else min(batches, max(1, len(self.samples) // self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, labels = self.samples.stored(self.device)
