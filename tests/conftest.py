@@ -28,3 +28,14 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     assert torch.empty_strided((3,), (1,)).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks so small that threads would spend their time waiting for each other, here and in subprocesses."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(usual)
