@@ -1,4 +1,4 @@
-"""The argument block of a launch: ``Call`` in walk.h, filled from tensors and numbers."""
+"""The argument block of a launch: ``Call`` in call.h, filled from tensors and numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensors = Sequence[Tensor | None]
 
 @dataclass
 class Call:
-    """What a launch is told; walk.h says what each field means. An empty sequence or None is null."""
+    """What a launch is told; call.h says what each field means. An empty sequence or None is null."""
 
     geometry: Geometry
     x: Tensor
@@ -37,7 +37,7 @@ class Call:
     grad_parameters: Tensor | None = None
 
     def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
-        """The block: addresses of tensors, and numbers, 8 bytes each, in the order of walk.h."""
+        """The block: addresses of tensors, and numbers, 8 bytes each, in the order of call.h."""
         none = (0,) * states
         parameters = _addresses(self.parameters) or (0,)
         outer, channels, inner = self.geometry

@@ -25,8 +25,11 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
 ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 """No fused multiply-adds, so that results are torch's own; the other two change no value and let loops vectorise."""
 
-LANES = 256
-"""Neurons of a block."""
+LANES = 128
+"""Neurons of a block: few enough that a segment's rows and states fit the first cache."""
+
+LARGE = 1 << 24
+"""Bytes from which on an output is stored around the caches, and large pages are asked for."""
 
 SERIAL_LIMIT = 1 << 15
 """Neuron-steps below which waking other threads costs more than it gains."""
@@ -104,7 +107,8 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 
     :raises CompilerError: with the compiler's log and the source's path
     """
-    return function_of(kernel.source("host.cpp", LANES=LANES), "backward" if kernel.backward else "forward")
+    source = kernel.source("host.cpp", LANES=LANES, LARGE=LARGE)
+    return function_of(source, "backward" if kernel.backward else "forward")
 
 
 def function_of(source: str, name: str) -> Callable[[bytes], None]:

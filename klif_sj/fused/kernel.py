@@ -39,6 +39,14 @@ class Kernel:
     record: bool
     backward: bool
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Once: it goes through all of the program, and several caches are asked for a kernel in every call."""
+        return hash((self.program, self.steps, self.dtype, self.columns, self.record, self.backward))
+
     @property
     def segment(self) -> int:
         return min(segment_of(self.program), self.steps)
@@ -53,17 +61,23 @@ class Kernel:
         """Learned parameters with a gradient for each time step."""
         return sum(p.per_step for p in self.program.learned) if self.backward else 0
 
-    @property
+    @functools.cached_property
     def grads(self) -> int:
         return self.totals + self.stepwise * self.steps
 
     def source(self, target: str, **constants: int) -> str:
         """C++ for ``target``: ``'host.cpp'`` or ``'cuda.cu'``; further constants are the target's own."""
-        parts = [self._header(), template("prelude.h"), self._constants(constants), self._step()]
-        if self.backward:
-            parts.append(self._step_backward())
-        parts += [template("walk.h"), template(target)]
-        return "\n".join(parts)
+        on_host = target == "host.cpp"
+        program = self.program
+        parts = [self._header(), template("prelude.h"), self._constants(constants)]
+        if self.backward and on_host:
+            parts += [
+                _STEP_KEEPING.format(program.forward_keeping or program.forward),
+                _STEP_BACKWARD_OF_KEPT.format(program.backward_of_kept or program.backward),
+            ]
+        else:
+            parts += [_STEP.format(program.forward), *([_STEP_BACKWARD.format(program.backward)] * self.backward)]
+        return "\n".join([*parts, template("call.h"), *([] if on_host else [template("walk.h")]), template(target)])
 
     def _header(self) -> str:
         program = self.program
@@ -85,6 +99,7 @@ class Kernel:
             "PARAMETERS": len(program.parameters),
             "TOTALS": self.totals,
             "STEPWISE": self.stepwise,
+            "KEPT": program.kept,
             **constants,
         }
         masks = {
@@ -104,22 +119,37 @@ class Kernel:
             ]
         )
 
-    def _step(self) -> str:
-        return (
-            "// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.\n"
-            "// output: the spike.\n"
-            "INLINE void step(const real x, real (&state)[STATES], const real *p, real &output) {\n"
-            f"{self.program.forward}\n}}\n"
-        )
 
-    def _step_backward(self) -> str:
-        return (
-            "// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.\n"
-            "INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,\n"
-            "                          const real grad_output, real (&grad_state)[STATES], real *grad_p,\n"
-            "                          real &grad_x) {\n"
-            f"{self.program.backward}\n}}\n"
-        )
+_STEP = """\
+// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.
+// output: the spike.
+INLINE void step(const real x, real (&state)[STATES], const real *p, real &output) {{
+{}
+}}
+"""
+_STEP_KEEPING = """\
+// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.
+// output: the spike. kept: out, what step_backward need not compute again.
+INLINE void step(const real x, real (&state)[STATES], const real *p, real &output, real *kept) {{
+{}
+}}
+"""
+_STEP_BACKWARD = """\
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,
+                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          real &grad_x) {{
+{}
+}}
+"""
+_STEP_BACKWARD_OF_KEPT = """\
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+INLINE void step_backward(const real x, const real (&state)[STATES], const real *p, const real *kept,
+                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          real &grad_x) {{
+{}
+}}
+"""
 
 
 def _describe(parameter: Parameter) -> str:

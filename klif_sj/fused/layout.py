@@ -63,6 +63,11 @@ def empty_sequence(like: Tensor, steps: int, strides: tuple[int, ...], dtype: to
     )
 
 
+def empty_step(like: Tensor, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised ``[N, *]``, one step of the sequence ``like``, in a layout."""
+    return torch.empty_strided(like.shape[1:], strides, dtype=dtype, device=like.device, requires_grad=False)
+
+
 def geometry(shape: tuple[int, ...], strides: tuple[int, ...], channel_dim: int | None) -> Geometry:
     """Where the channels of a step lie; ``channel_dim`` None: there are none."""
     neurons = math.prod(shape)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
-from .source import c_identifier, function_body
-from .trace import Graph, Step, StepTraceError, origin, trace_backward, trace_forward
+from .source import c_identifier, function_body, worth_keeping
+from .trace import Graph, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Program:
-    """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last."""
+    """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last.
+
+    ``backward`` computes again what it needs of the step. Where ``kept`` is not 0, ``forward_keeping`` is the step that
+    also writes that many costly results to ``kept``, and ``backward_of_kept`` reads them there.
+    """
 
     neuron: str
     states: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     dtype: str
     forward: str
-    backward: str | None
+    backward: str | None = None
+    kept: int = 0
+    forward_keeping: str | None = None
+    backward_of_kept: str | None = None
 
     @property
     def learned(self) -> tuple[Parameter, ...]:
@@ -72,16 +80,16 @@ def build_program(
             learned = [p.name for p in parameters if p.learned and p.name in used]
             backward_graph = trace_backward(step, states, names, learned, dtype)
             used |= backward_graph.used_inputs()
-        kept = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
-        kept.sort(key=lambda p: (not p.learned, p.per_step))
-        return Program(
+        read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
+        read.sort(key=lambda p: (not p.learned, p.per_step))
+        program = Program(
             neuron=neuron,
             states=tuple(states),
-            parameters=tuple(kept),
+            parameters=tuple(read),
             dtype=str(dtype).removeprefix("torch."),
-            forward=_forward_text(forward_graph, states, kept),
-            backward=None if backward_graph is None else _backward_text(backward_graph, states, kept),
+            forward=_forward_text(forward_graph, states, read),
         )
+        return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:
@@ -113,12 +121,19 @@ def _inputs(states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str,
     }
 
 
-def _forward_text(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> str:
-    outputs = {**{name: f"state[{i}] = {{}};" for i, name in enumerate(states)}, "output": "output = {};"}
+def _forward_text(
+    graph: Graph, states: Sequence[str], parameters: Sequence[Parameter], keep: Iterable[str] = ()
+) -> str:
+    outputs = {
+        **{name: f"kept[{i}] = {{}};" for i, name in enumerate(keep)},
+        **{name: f"state[{i}] = {{}};" for i, name in enumerate(states)},
+        "output": "output = {};",
+    }
     return function_body(graph, _all_inputs(graph, _inputs(states, parameters)), outputs)
 
 
-def _backward_text(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> str:
+def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """The fields of a program that are about its gradient."""
     inputs = {
         **_inputs(states, parameters),
         "grad_output": "grad_output",
@@ -129,7 +144,19 @@ def _backward_text(graph: Graph, states: Sequence[str], parameters: Sequence[Par
         **{f"grad_{name}": f"grad_state[{i}] = {{}};" for i, name in enumerate(states)},
         **{f"grad_{p.name}": f"grad_p[{i}] = {{}};" for i, p in enumerate(parameters) if p.learned},
     }
-    return function_body(graph, _all_inputs(graph, inputs), outputs)
+    gradient, step = graph.giving(outputs), ("output", *states)
+    texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs)}
+    results = {i: f"kept_{graph.operations[i].name}_{n}" for n, i in enumerate(worth_keeping(graph, step), 1)}
+    if results:
+        wanted = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
+        inputs |= {name: f"kept[{n}]" for n, name in enumerate(results.values())}
+        rest = gradient.taking(results)
+        texts |= {
+            "kept": len(results),
+            "forward_keeping": _forward_text(replace(graph, outputs=wanted), states, parameters, results.values()),
+            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs),
+        }
+    return texts
 
 
 def _all_inputs(graph: Graph, expressions: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,8 +103,14 @@ CALLS = _words("""
 """)
 """Operations that the prelude defines as a function, by the same name with a trailing underscore."""
 
+COSTLY = _words("""
+    exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid atan2 pow elu celu
+    softplus silu
+""")
+"""Operations that take longer than writing their result to a cache and reading it again."""
+
 _RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow")) | _words("""
-    x p state output grad_p grad_state grad_output grad_x real io step int64 uint8 bits32
+    x p state output kept grad_p grad_state grad_output grad_x real io step int64 uint8 bits32
     NAN INFINITY INLINE DEVICE LAMBDA
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast
     consteval constexpr constinit continue decltype default delete do double dynamic_cast else enum explicit export
@@ -137,6 +143,23 @@ def literal(value: float | bool, dtype: torch.dtype) -> str:
     text = text if re.search(r"[.e]", text) else f"{text}.0"
     text += "f" if dtype == torch.float32 else ""
     return f"({text})" if value < 0 or text.startswith("-") else text
+
+
+def worth_keeping(graph: Graph, step: Collection[str]) -> list[int]:
+    """The costly operations that the outputs named ``step`` need and the other outputs need as well, by index.
+
+    Where the step runs before the others are wanted, their results may be kept for them.
+    """
+    in_step, wanted, found = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
+    for index in range(len(graph.operations) - 1, -1, -1):
+        if index not in wanted:
+            continue
+        operation = graph.operations[index]
+        if index in in_step and operation.name in COSTLY:
+            found.append(index)
+        else:
+            wanted.update(operation.reads())
+    return found[::-1]
 
 
 def function_body(graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:

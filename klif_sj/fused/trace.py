@@ -17,8 +17,8 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import CodeType, FrameType
 from typing import Any
 
@@ -95,6 +95,10 @@ class Operation:
     dtype: torch.dtype
     line: Line | None
 
+    def reads(self) -> list[int]:
+        """The values that it takes, by index."""
+        return [arg.index for arg in self.args if isinstance(arg, Value)]
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -105,13 +109,37 @@ class Graph:
     outputs: Mapping[str, Value | None]
     dtype: torch.dtype
 
-    def used_inputs(self) -> set[str]:
-        """Names of the inputs that an output depends on."""
-        live = {value.index for value in self.outputs.values() if value is not None}
+    def results(self) -> list[int]:
+        """The values that are outputs, by index."""
+        return [value.index for value in self.outputs.values() if value is not None]
+
+    def live(self) -> set[int]:
+        """The values that an output depends on, by index."""
+        live = set(self.results())
         for index in range(len(self.operations) - 1, -1, -1):
             if index in live:
-                live.update(arg.index for arg in self.operations[index].args if isinstance(arg, Value))
+                live.update(self.operations[index].reads())
+        return live
+
+    def used_inputs(self) -> set[str]:
+        """Names of the inputs that an output depends on."""
+        live = self.live()
         return {name for i, name in enumerate(self.inputs) if -1 - i in live}
+
+    def giving(self, names: Iterable[str]) -> Graph:
+        """The same operations, of which only the outputs with these names are wanted."""
+        return replace(self, outputs={name: self.outputs[name] for name in names})
+
+    def taking(self, results: Mapping[int, str]) -> Graph:
+        """The same, with the results of these operations, by index, given as inputs of these names."""
+        given = {index: Value(-1 - len(self.inputs) - n) for n, index in enumerate(results)}
+
+        def read(value: Any) -> Any:
+            return given.get(value.index, value) if isinstance(value, Value) else value
+
+        operations = tuple(replace(op, args=tuple(map(read, op.args))) for op in self.operations)
+        outputs = {name: read(value) for name, value in self.outputs.items()}
+        return replace(self, inputs=(*self.inputs, *results.values()), operations=operations, outputs=outputs)
 
 
 class _Recorder(TorchDispatchMode):
@@ -188,11 +216,12 @@ def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], 
 def trace_backward(
     step: Step, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str], dtype: torch.dtype
 ) -> Graph:
-    """The step's vector-Jacobian product.
+    """The step together with its vector-Jacobian product.
 
-    Inputs are those of the step, ``grad_output`` and ``grad_STATE`` of the new states; outputs ``grad_x``,
-    ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
+    Inputs are those of the step, ``grad_output`` and ``grad_STATE`` of the new states; outputs are those of the step,
+    ``grad_x``, ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
+    outputs: dict[str, Value | None]
     with _PlainTorch():
         leaves = _scalars(("x", *states, *parameters), dtype)
         upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
@@ -205,13 +234,14 @@ def trace_backward(
         with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
             spike, updated = _take(step, inputs, states, parameters)
             results = [spike, *(updated[name] for name in states)]
+            outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
             # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
             weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
             grads: Sequence[Tensor | None] = [None] * len(wanted)
             if weighted:
                 root = functools.reduce(torch.add, weighted)
                 grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
-        outputs = {
+        outputs |= {
             f"grad_{name}": None if grad is None else recorder.value(grad)
             for name, grad in zip(wanted, grads, strict=True)
         }

@@ -345,7 +345,8 @@ class FusedNode(BaseNode):
 
     def _forget_sequences(self) -> None:
         for name in self._sequence_names():
-            setattr(self, name, None)
+            if self.__dict__.get(name, self) is not None:
+                setattr(self, name, None)
 
     def __getattr__(self, name: str) -> Any:
         # The old line's AttributeMonitor calls this directly, for plain attributes (v_seq) too.

@@ -1,119 +1,208 @@
-// The host's loops: blocks of LANES neurons, vectorised over the neurons and shared among threads by OpenMP.
-// A block's parameter gradients are summed in a fixed order whatever the number of threads.
+// The host's loops: blocks of LANES neurons, which OpenMP shares among threads; within a block one time step after the
+// other, vectorised over the neurons. A block's rows and states stay in the first cache, and neighbouring vectors of a
+// step do not wait for each other, as the steps of one neuron would.
+
+typedef real Lanes[LANES];
+constexpr bool CONVERTS = sizeof(io) != sizeof(real);
 
 static int64 blocks_of(int64 n, int64 size) { return (n + size - 1) / size; }
 
-// Calls body(neuron, lanes, channel, row, first column) for every block. With COLUMNS every neuron of a block has its own
-// channel (inner is 1) and a row of partial sums serves `rows` consecutive outer positions; without, a block lies
-// within one channel and has its own row.
+struct Block {
+    int64 first, channel;  // of the first lane
+    int lanes;
+    int64 slot, grad_stride;  // where its sums of parameter gradients go: partial[slot + g * grad_stride]
+    bool fresh;  // whether it is the first to use them
+};
+
+// Streaming stores are seen by other threads after this.
+INLINE void finish_streaming() {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+// Calls body for every block. With COLUMNS every neuron of a block has its own channel (inner is 1) and a row of partial
+// sums serves `rows` consecutive outer positions; without, a block lies within one channel and has its own row.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
-    if (COLUMNS) {
-        const int64 wide = blocks_of(call.channels, LANES), tall = blocks_of(call.outer, call.rows);
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
-        for (int64 b = 0; b < tall * wide; b++) {
-            const int64 row = b / wide, column = b % wide * LANES;
-            const int64 last = (row + 1) * call.rows < call.outer ? (row + 1) * call.rows : call.outer;
-            const int lanes = call.channels - column < LANES ? call.channels - column : LANES;
-            for (int64 o = row * call.rows; o < last; o++)
-                body(o * call.channels + column, lanes, column, row * GRADS * call.channels + column, call.channels,
-                     o == row * call.rows);
-        }
-    } else {
-        const int64 wide = blocks_of(call.inner, LANES);
-#pragma omp parallel for num_threads(call.threads) schedule(static) if (call.threads > 1)
-        for (int64 b = 0; b < call.outer * call.channels * wide; b++) {
+    const int64 wide = blocks_of(COLUMNS ? call.channels : call.inner, LANES);
+    const int64 lines = COLUMNS ? blocks_of(call.outer, call.rows) : call.outer * call.channels;
+#pragma omp parallel num_threads(call.threads) if (call.threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64 b = 0; b < lines * wide; b++) {
             const int64 line = b / wide, position = b % wide * LANES;
-            const int lanes = call.inner - position < LANES ? call.inner - position : LANES;
-            body(line * call.inner + position, lanes, line % call.channels, b * GRADS, 1, true);
+            const int64 left = (COLUMNS ? call.channels : call.inner) - position;
+            const int lanes = left < LANES ? left : LANES;
+            if (!COLUMNS) {
+                body(Block{line * call.inner + position, line % call.channels, lanes, b * GRADS, 1, true});
+                continue;
+            }
+            const int64 begin = line * call.rows, end = begin + call.rows < call.outer ? begin + call.rows : call.outer;
+            for (int64 o = begin; o < end; o++)
+                body(Block{o * call.channels + position, position, lanes, line * GRADS * call.channels + position,
+                           call.channels, o == begin});
         }
+        finish_streaming();
     }
 }
 
 // The states where a segment starts, from the checkpoints, or from the initial states.
-static void fill_states(const Call &call, int64 neurons, int segment, int64 first, int lanes, real (&states)[STATES][LANES]) {
+static void fill_states(const Call &call, int64 neurons, int segment, const Block &block, Lanes (&states)[STATES]) {
     for (int j = 0; j < STATES; j++) {
         const real *from = segment ? call.checkpoints + ((segment - 1) * STATES + j) * neurons : call.initial[j];
-        if (from) memcpy(states[j], from + first, lanes * sizeof(real));
-        else for (int lane = 0; lane < lanes; lane++) states[j][lane] = real(call.initial_value[j]);
+        if (from) memcpy(states[j], from + block.first, block.lanes * sizeof(real));
+        else for (int lane = 0; lane < block.lanes; lane++) states[j][lane] = real(call.initial_value[j]);
     }
 }
 
-// L time steps of a block in the arithmetic's type: where they are, or in a buffer where they must be converted. That has
-// loops of its own: within an unrolled walk, conversions keep it from vectorising and cost the compiler many seconds.
-template <class R> struct Rows { R *at; int64 stride; };
-template <int L> using Buffer = real[L][LANES];
-constexpr bool CONVERTS = sizeof(io) != sizeof(real);
-
-template <int L> static Rows<const real> load_rows(const io *from, int64 stride, int lanes, Buffer<L> &buffer) {
-    if (!CONVERTS) return {reinterpret_cast<const real *>(from), stride};
-    for (int s = 0; s < L; s++)
+// A row is one time step of a block, in the arithmetic's type: where it is, or in a buffer where it must be converted.
+INLINE const real *load_row(const io *from, int lanes, Lanes &buffer) {
+    if (!CONVERTS) return reinterpret_cast<const real *>(from);
 #pragma omp simd
-        for (int64 lane = 0; lane < lanes; lane++) buffer[s][lane] = load_(from[s * stride + lane]);
-    return {buffer[0], LANES};
+    for (int64 lane = 0; lane < lanes; lane++) buffer[lane] = load_(from[lane]);
+    return buffer;
 }
 
-// Where results are to be written, before store_rows.
-template <int L> static Rows<real> rows_for(io *to, int64 stride, Buffer<L> &buffer) {
-    if (!CONVERTS && to) return {reinterpret_cast<real *>(to), stride};
-    return {buffer[0], LANES};
+// Asks for a row that is needed soon: the rows of a block are far apart, too short for the processor to see a pattern.
+INLINE void fetch_row(const io *from) {
+    for (int64 byte = 0; byte < LANES * int64(sizeof(io)); byte += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(from) + byte, 0, 2);
 }
 
-template <int L> static void store_rows(const Buffer<L> &buffer, io *to, int64 stride, int lanes) {
-    if (!CONVERTS || !to) return;
-    for (int s = 0; s < L; s++)
-#pragma omp simd
-        for (int64 lane = 0; lane < lanes; lane++) store_(buffer[s][lane], to[s * stride + lane]);
-}
-
-// A lane's locals live in a function of their own, not in the loop: there, OpenMP would keep them in memory.
-template <int L>
-INLINE void forward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, Rows<const real> in,
-                         Rows<real> out, real (&states)[STATES][LANES]) {
-    State state;
-    real x[L];
-    unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
-    unroll<L>([&](auto s) LAMBDA { x[s] = in.at[s * in.stride + lane]; });
-    walk<L>(view, first + lane, channel, t0, x, state);
-    unroll<L>([&](auto s) LAMBDA { out.at[s * out.stride + lane] = x[s]; });
-    unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
-}
-
-// Large outputs are new memory in almost every call, and finding a small page at a time for them takes the system longer
-// than the kernel computes: ask for large pages. Only advice; where it is not taken nothing changes.
-static void expect_large(const void *start, int64 bytes) {
+// A large output leaves the caches before anybody reads it: stored around them, it need not be read before it is
+// overwritten. Small pages for it would take the system longer than the kernel computes: large ones are advised.
+static bool is_large(const void *start, int64 bytes) {
+    if (!start || bytes < LARGE) return false;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const int64 page = 1 << 21, first = (int64(start) + page - 1) / page * page, end = (int64(start) + bytes) / page * page;
-    if (start && end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
 #endif
+    return true;
+}
+
+static void copy_row(void *to, const void *from, int64 bytes, bool stream) {
+#ifdef __SSE2__
+    if (stream && !((int64(to) | bytes) & 15)) {
+        for (int64 byte = 0; byte < bytes; byte += 16)
+            _mm_stream_si128(reinterpret_cast<__m128i *>(static_cast<char *>(to) + byte),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i *>(static_cast<const char *>(from) + byte)));
+        return;
+    }
+#endif
+    memcpy(to, from, bytes);
+}
+
+// Where a row of results is computed, before store_row.
+INLINE real *row_for(io *to, Lanes &buffer, bool stream) {
+    return CONVERTS || stream || !to ? buffer : reinterpret_cast<real *>(to);
+}
+
+INLINE void store_row(const Lanes &row, io *to, int lanes, bool stream) {
+    if (!to || !(CONVERTS || stream)) return;
+    if (!CONVERTS) return copy_row(to, row, lanes * sizeof(io), stream);
+    io converted[LANES];
+#pragma omp simd
+    for (int64 lane = 0; lane < lanes; lane++) store_(row[lane], converted[lane]);
+    copy_row(to, converted, lanes * sizeof(io), stream);
+}
+
+// The parameters of a lane: its own, or those of the whole block.
+INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, Parameters &p) {
+    if (COLUMNS) load_parameters(view, block.channel + lane, t, p);
+    else unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = shared[j]; });
+}
+
+#if !BACKWARD
+// A lane's locals live in a function of their own, not in the loop: there, OpenMP would keep them in memory.
+INLINE void step_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, const real *x,
+                      real *spikes, Lanes (&states)[STATES]) {
+    State state;
+    Parameters p;
+    real spike;
+    parameters_of(view, block, lane, t, shared, p);
+    unroll<STATES>([&](auto j) LAMBDA { state[j] = states[j][lane]; });
+    step(x[lane], state, p, spike);
+    unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
+    spikes[lane] = spike;
 }
 
 extern "C" void forward(const Call *launch) {
     const Call &call = *launch;
-    expect_large(call.spikes, T * call.outer * call.channels * call.inner * int64(sizeof(io)));
     const View view = view_of(call);
-    for_blocks(call, [&](int64 first, int lanes, int64 first_channel, int64, int64, bool) {
-        real states[STATES][LANES];
-        fill_states(call, view.neurons, 0, first, lanes, states);
-        for_segments<false>([&](auto length, int t0, int segment) LAMBDA {
-            constexpr int L = length.value;
-            const int64 neurons = view.neurons;
-            io *spikes = call.spikes + t0 * neurons + first;
-            Buffer<L> buffer;
-            const auto in = load_rows<L>(call.x + t0 * call.x_stride + first, call.x_stride, lanes, buffer);
-            const auto out = rows_for<L>(spikes, neurons, buffer);
+    const bool stream = is_large(call.spikes, T * view.neurons * int64(sizeof(io)));
+    for_blocks(call, [&](const Block &block) {
+        const int lanes = block.lanes;
+        Lanes states[STATES], inputs, outputs;
+        fill_states(call, view.neurons, 0, block, states);
+        for (int t = 0; t < T; t++) {
+            io *to = call.spikes + t * view.neurons + block.first;
+            const real *x = load_row(call.x + t * call.x_stride + block.first, lanes, inputs);
+            real *spikes = row_for(to, outputs, stream);
+            Parameters shared;
+            if (!COLUMNS) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
-            for (int64 lane = 0; lane < lanes; lane++)
-                forward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, out, states);
-            store_rows<L>(buffer, spikes, neurons, lanes);
-            if (t0 + L < T && call.checkpoints)
-                for (int j = 0; j < STATES; j++)
-                    memcpy(call.checkpoints + (segment * STATES + j) * neurons + first, states[j], lanes * sizeof(real));
-        });
-        for (int j = 0; j < STATES; j++) memcpy(call.final[j] + first, states[j], lanes * sizeof(real));
+            for (int64 lane = 0; lane < lanes; lane++) step_lane(view, block, lane, t, shared, x, spikes, states);
+            store_row(outputs, to, lanes, stream);
+            for (int j = 0; j < STATES; j++) {
+                if (RECORD) memcpy(view.sequences[j] + t * view.neurons + block.first, states[j], lanes * sizeof(real));
+                if ((t + 1) % SEGMENT == 0 && t + 1 < T && call.checkpoints)
+                    memcpy(call.checkpoints + (t / SEGMENT * STATES + j) * view.neurons + block.first, states[j],
+                           lanes * sizeof(real));
+            }
+        }
+        for (int j = 0; j < STATES; j++) memcpy(call.final[j] + block.first, states[j], lanes * sizeof(real));
     });
 }
+#else
+// The step again: notes the state before it, and what it keeps for the step back.
+INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, const real *x,
+                        Lanes (&states)[STATES], Lanes (&before)[STATES], Lanes (&kept)[AT_LEAST_ONE(KEPT)]) {
+    State state;
+    Parameters p;
+    real spike, keep[AT_LEAST_ONE(KEPT)];
+    parameters_of(view, block, lane, t, shared, p);
+    unroll<STATES>([&](auto j) LAMBDA { before[j][lane] = state[j] = states[j][lane]; });
+    step(x[lane], state, p, spike, keep);
+    unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
+    unroll<KEPT>([&](auto j) LAMBDA { kept[j][lane] = keep[j]; });
+}
 
-#if BACKWARD
+INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
+                           const real *x, const Lanes (&before)[STATES], const Lanes (&kept)[AT_LEAST_ONE(KEPT)],
+                           const real *grad_spikes, real *grad_x, Lanes (&grad_states)[STATES],
+                           Lanes (&sums)[AT_LEAST_ONE(GRADS)]) {
+    State state, grad_state;
+    Parameters p;
+    real keep[AT_LEAST_ONE(KEPT)], grad_p[AT_LEAST_ONE(LEARNED)], grad;
+    parameters_of(view, block, lane, t, shared, p);
+    unroll<KEPT>([&](auto j) LAMBDA { keep[j] = kept[j][lane]; });
+    unroll<STATES>([&](auto j) LAMBDA {
+        state[j] = before[j][lane];
+        grad_state[j] = grad_states[j][lane];
+        if (RECORD) grad_state[j] += view.grad_sequences[j][t * view.neurons + block.first + lane];
+    });
+    step_backward(x[lane], state, p, keep, grad_spikes[lane], grad_state, grad_p, grad);
+    grad_x[lane] = grad;
+    unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
+    unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += grad_p[q]; });
+    unroll<STEPWISE>([&](auto q) LAMBDA { sums[TOTALS + q * T + t][lane] += grad_p[TOTALS + q]; });
+}
+
+// Adds a block's sums to its partial ones: by channel with COLUMNS, else over the lanes, in halves, which vectorises.
+static void store_sums(const Call &call, const Block &block, Lanes (&sums)[AT_LEAST_ONE(GRADS)]) {
+    for (int g = 0; g < GRADS; g++) {
+        real *to = call.partial + block.slot + g * block.grad_stride, *from = sums[g];
+        if (COLUMNS) {
+            for (int lane = 0; lane < block.lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + from[lane];
+            continue;
+        }
+        for (int half = LANES / 2; half; half /= 2)
+#pragma omp simd
+            for (int lane = 0; lane < half; lane++) from[lane] += from[half + lane];
+        *to = from[0];
+    }
+}
+
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
 static void finish(const Call &call) {
     const int64 wide = blocks_of(call.inner, LANES);
@@ -131,70 +220,51 @@ static void finish(const Call &call) {
         }
 }
 
-template <int L>
-INLINE void backward_lane(const View &view, int64 first, int64 lane, int64 channel, int t0, Rows<const real> in,
-                          Rows<const real> grad_in, Rows<real> out, const real (&states)[STATES][LANES],
-                          real (&grad_states)[STATES][LANES], real (&sums)[AT_LEAST_ONE(GRADS)][LANES]) {
-    State state, grad_state;
-    real x[L], grad[L];
-    Totals totals = {};
-    Stepwise<L> stepwise = {};
-    unroll<STATES>([&](auto j) LAMBDA {
-        state[j] = states[j][lane];
-        grad_state[j] = grad_states[j][lane];
-    });
-    unroll<L>([&](auto s) LAMBDA {
-        x[s] = in.at[s * in.stride + lane];
-        grad[s] = grad_in.at[s * grad_in.stride + lane];
-    });
-    walk_back<L>(view, first + lane, channel, t0, x, state, grad, grad_state, totals, stepwise);
-    unroll<L>([&](auto s) LAMBDA { out.at[s * out.stride + lane] = grad[s]; });
-    unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
-    unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += totals[q]; });
-    unroll<STEPWISE>([&](auto q) LAMBDA {
-        unroll<L>([&](auto s) LAMBDA { sums[TOTALS + q * T + t0 + s][lane] += stepwise[q][s]; });
-    });
-}
-
 extern "C" void backward(const Call *launch) {
     const Call &call = *launch;
-    expect_large(call.grad_x, T * call.outer * call.channels * call.inner * int64(sizeof(io)));
     const View view = view_of(call);
-    for_blocks(call, [&](int64 first, int lanes, int64 first_channel, int64 slot, int64 grad_stride, bool fresh) {
-        real states[STATES][LANES], grad_states[STATES][LANES], sums[AT_LEAST_ONE(GRADS)][LANES];
+    const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
+    for_blocks(call, [&](const Block &block) {
+        const int lanes = block.lanes;
+        Lanes states[STATES], grad_states[STATES], sums[AT_LEAST_ONE(GRADS)], grads, outputs;
+        Lanes before[SEGMENT][STATES], kept[SEGMENT][AT_LEAST_ONE(KEPT)], inputs[CONVERTS ? SEGMENT : 1];
+        const real *x[SEGMENT];
         memset(sums, 0, sizeof(sums));
         for (int j = 0; j < STATES; j++) {
-            if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + first, lanes * sizeof(real));
+            if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + block.first, lanes * sizeof(real));
             else memset(grad_states[j], 0, sizeof(grad_states[j]));
         }
-        for_segments<true>([&](auto length, int t0, int segment) LAMBDA {
-            constexpr int L = length.value;
-            const int64 x_stride = call.x_stride, grad_stride = call.grad_spikes_stride, neurons = view.neurons;
-            const io *from = call.x + t0 * x_stride + first, *grads_from = call.grad_spikes + t0 * grad_stride + first;
-            io *grad_x = call.grad_x ? call.grad_x + t0 * neurons + first : nullptr;
-            Buffer<L> inputs, grads;
-            const auto in = load_rows<L>(from, x_stride, lanes, inputs);
-            const auto grad_in = load_rows<L>(grads_from, grad_stride, lanes, grads);
-            const auto out = rows_for<L>(grad_x, neurons, grads);
-            fill_states(call, view.neurons, segment, first, lanes, states);
+        for (int segment = SEGMENTS - 1; segment >= 0; segment--) {
+            const int t0 = segment * SEGMENT, length = T - t0 < SEGMENT ? T - t0 : SEGMENT;
+            fill_states(call, view.neurons, segment, block, states);
+            for (int s = 0; s < length; s++) {
+                const int t = t0 + s;
+                fetch_row(call.grad_spikes + t * call.grad_spikes_stride + block.first);
+                x[s] = load_row(call.x + t * call.x_stride + block.first, lanes, inputs[CONVERTS ? s : 0]);
+                Parameters shared;
+                if (!COLUMNS) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
-            for (int64 lane = 0; lane < lanes; lane++)
-                backward_lane<L>(view, first, lane, first_channel + (COLUMNS ? lane : 0), t0, in, grad_in, out, states,
-                                 grad_states, sums);
-            store_rows<L>(grads, grad_x, neurons, lanes);
-        });
-        for (int j = 0; j < STATES; j++)
-            if (call.grad_initial[j]) memcpy(call.grad_initial[j] + first, grad_states[j], lanes * sizeof(real));
-        for (int g = 0; g < GRADS; g++) {
-            real *row = call.partial + slot + g * grad_stride;
-            if (COLUMNS)
-                for (int lane = 0; lane < lanes; lane++) row[lane] = (fresh ? real(0) : row[lane]) + sums[g][lane];
-            else {
-                real sum = 0;
-                for (int lane = 0; lane < lanes; lane++) sum += sums[g][lane];
-                *row = sum;
+                for (int64 lane = 0; lane < lanes; lane++)
+                    repeat_lane(view, block, lane, t, shared, x[s], states, before[s], kept[s]);
+            }
+            for (int s = length - 1; s >= 0; s--) {
+                const int t = t0 + s;
+                fetch_row(call.x + t * call.x_stride + block.first + LANES);
+                io *to = call.grad_x ? call.grad_x + t * view.neurons + block.first : nullptr;
+                const real *grad_spikes = load_row(call.grad_spikes + t * call.grad_spikes_stride + block.first, lanes, grads);
+                real *grad_x = row_for(to, outputs, stream);
+                Parameters shared;
+                if (!COLUMNS) load_parameters(view, block.channel, t, shared);
+#pragma omp simd
+                for (int64 lane = 0; lane < lanes; lane++)
+                    step_back_lane(view, block, lane, t, shared, x[s], before[s], kept[s], grad_spikes, grad_x,
+                                   grad_states, sums);
+                store_row(outputs, to, lanes, stream);
             }
         }
+        for (int j = 0; j < STATES; j++)
+            if (call.grad_initial[j]) memcpy(call.grad_initial[j] + block.first, grad_states[j], lanes * sizeof(real));
+        store_sums(call, block, sums);
     });
     finish(call);
 }

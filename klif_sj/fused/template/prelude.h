@@ -10,6 +10,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #define DEVICE
 #define LAMBDA __attribute__((always_inline))
@@ -92,20 +95,38 @@ FOR_BOTH(exp_, exp)
 #else
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #endif
-// e^a within 2 units in the last place, by range reduction to [-ln 2 / 2, ln 2 / 2] and a polynomial: branch-free, so it
-// vectorises, which the library's does not.
-INLINE float exp_(float a) {
-    const float inside = a > 89.0f ? 89.0f : a < -104.0f ? -104.0f : a;
-    const float whole = MULTIPLY_ADD(inside, 1.44269504f, 12582912.0f) - 12582912.0f;
-    const float rest = MULTIPLY_ADD(whole, 2.12194440e-4f, MULTIPLY_ADD(whole, -0.693359375f, inside));
+// a within [-limit, limit]; not a number stays so. By its bits, as comparing would take a vector several masks.
+INLINE float within(float a, float limit) {
+    const bits32 bits = as_bits(a);
+    const int size = int(bits & 0x7fffffff), most = int(as_bits(limit));
+    return a == a ? as_float(bits32(size < most ? size : most) | (bits & 0x80000000)) : a;
+}
+
+// e^a = p 2^n for a moderate a, with p the result and n in the low bits of `exponent`: range reduction to
+// [-ln 2 / 2, ln 2 / 2] and a polynomial. Branch-free, so it vectorises, which the library's does not.
+INLINE float exp_reduced(float a, bits32 &exponent) {
+    const float shifted = MULTIPLY_ADD(a, 1.44269504f, 12582912.0f), whole = shifted - 12582912.0f;
+    const float rest = MULTIPLY_ADD(whole, 2.12194440e-4f, MULTIPLY_ADD(whole, -0.693359375f, a));
     const float square = rest * rest;  // in pairs, as a chain of steps would wait for every one of them
     const float high = MULTIPLY_ADD(1.9875691500e-4f, rest, 1.3981999507e-3f);
     const float middle = MULTIPLY_ADD(8.3334519073e-3f, rest, 4.1665795894e-2f);
     const float low = MULTIPLY_ADD(1.6666665459e-1f, rest, 5.0000001201e-1f);
     const float tail = MULTIPLY_ADD(MULTIPLY_ADD(high, square, middle), square, low);
-    const float p = MULTIPLY_ADD(tail, square, rest) + 1.0f;
-    const int n = a == a ? int(whole) : 0, half = n >> 1;  // in two steps, so that subnormal results come out right
+    exponent = as_bits(shifted);
+    return MULTIPLY_ADD(tail, square, rest) + 1.0f;
+}
+
+// exp is within 2 units in the last place, sigmoid within 3, except that one below 1e-38 stays there.
+INLINE float exp_(float a) {
+    bits32 exponent;
+    const float p = exp_reduced(within(a, 104.0f), exponent);
+    const int n = int(exponent) - 0x4b400000, half = n >> 1;  // in two steps: subnormal results come out right
     return p * as_float(bits32(half + 127) << 23) * as_float(bits32(n - half + 127) << 23);
+}
+INLINE float sigmoid_(float a) {
+    bits32 exponent;
+    const float p = exp_reduced(-within(a, 88.0f), exponent);
+    return 1.0f / (p * as_float((exponent << 23) + 0x3f800000) + 1.0f);
 }
 INLINE double exp_(double a) { return exp(a); }
 #endif
@@ -117,7 +138,10 @@ FOR_BOTH(erf_, erf) FOR_BOTH(erfc_, erfc) FOR_BOTH(floor_, floor) FOR_BOTH(ceil_
 FOR_BOTH(trunc_, trunc) FOR_BOTH(abs_, fabs)
 #undef FOR_BOTH
 
-template <class R> INLINE R sigmoid_(R a) { return R(1) / (R(1) + exp_(-a)); }
+#ifdef __CUDACC__
+INLINE float sigmoid_(float a) { return 1.0f / (1.0f + exp_(-a)); }
+#endif
+INLINE double sigmoid_(double a) { return 1.0 / (1.0 + exp_(-a)); }
 template <class R> INLINE R rsqrt_(R a) { return R(1) / sqrt_(a); }
 template <class R> INLINE R sign_(R a) { return R(a > R(0)) - R(a < R(0)); }
 template <class R> INLINE R sgn_(R a) { return sign_(a); }

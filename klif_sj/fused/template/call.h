@@ -1,0 +1,60 @@
+// What a launch is told, and what a time step reads: what the GPU and the host have in common.
+
+constexpr int SEGMENTS = (T + SEGMENT - 1) / SEGMENT;      // a long sequence is walked in segments
+constexpr int LEARNED = TOTALS + STEPWISE;                 // parameters that have a gradient: one sum, or one per step
+constexpr int GRADS = TOTALS + STEPWISE * T;
+DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
+
+typedef real State[STATES];
+typedef real Parameters[AT_LEAST_ONE(PARAMETERS)];
+
+// What a launch is told. Every field has 8 bytes; a pointer that is null means: not wanted, or a default.
+struct Call {
+    const io *x;
+    int64 x_stride;                                        // elements from one time step to the next
+    io *spikes;                                            // [T, neurons]
+    const real *initial[STATES];                           // [neurons], or null: initial_value
+    double initial_value[STATES];
+    real *final[STATES];                                   // [neurons]
+    real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: states where segments start
+    real *sequences[STATES];                               // [T, neurons], with RECORD
+    const real *parameters[AT_LEAST_ONE(PARAMETERS)];      // each scalar, [channels], [T] or [T, channels]
+    const io *grad_spikes;
+    int64 grad_spikes_stride;
+    const real *grad_final[STATES];                        // [neurons], or null: zero
+    const real *grad_sequences[STATES];                    // [T, neurons], with RECORD
+    io *grad_x;                                            // [T, neurons]
+    real *grad_initial[STATES];                            // [neurons]
+    real *partial;                                         // sums of parameter gradients, before the second pass
+    real *grad_parameters;                                 // [GRADS, channels]
+    int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
+    int64 threads;
+};
+
+// What every time step looks up; a copy in registers, which no store through the outputs can touch.
+struct View {
+    const real *parameters[AT_LEAST_ONE(PARAMETERS)];
+    real *sequences[STATES];
+    const real *grad_sequences[STATES];
+    int64 channels, neurons;
+};
+
+INLINE View view_of(const Call &call) {
+    View view;
+    unroll<PARAMETERS>([&](auto j) LAMBDA { view.parameters[j] = call.parameters[j]; });
+    unroll<STATES>([&](auto j) LAMBDA {
+        view.sequences[j] = call.sequences[j];
+        view.grad_sequences[j] = call.grad_sequences[j];
+    });
+    view.channels = call.channels;
+    view.neurons = call.outer * call.channels * call.inner;
+    return view;
+}
+
+INLINE void load_parameters(const View &view, int64 channel, int t, Parameters &p) {
+    unroll<PARAMETERS>([&](auto j) LAMBDA {
+        constexpr bool per_step = PER_STEP >> j.value & 1, per_channel = PER_CHANNEL >> j.value & 1;
+        const int64 step = per_step ? t * (per_channel ? view.channels : 1) : 0;
+        p[j] = view.parameters[j][step + (per_channel ? channel : 0)];
+    });
+}
