@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -423,3 +425,26 @@ def test_a_name_is_no_neuron() -> None:
         build_network("vgg16", "klif", 2, **CIFAR)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="time_steps: expected a positive integer, got 0"):
         build_network("vgg16", GLIFNode, 0, **CIFAR)
+
+
+# The page about them.
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
+
+
+def test_the_page_counts_every_networks_parameters() -> None:
+    rows = re.findall(r"^\| `(\S+)` \| (always|never|yes|no) \| .* \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+    assert Counter(name for name, *_ in rows) == Counter([*NETWORKS, "vgg16", "resnet18"])
+    for name, coding, count in rows:
+        event_camera = {"in_channels": 2, "image_size": 128, "classes": 11}
+        options = {**TABLE_1, "vgg11": event_camera}.get(name, CIFAR) | ({"coding": True} if coding == "yes" else {})
+        assert parameters(full_size(name, **options)) == int(count.replace(",", "")), name
+
+
+def test_the_pages_program_runs() -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["answer"].shape == (4, 10)
+    assert names["by_step"].shape == (6, 4, 10)

@@ -84,7 +84,7 @@ def vgg11(
     """The VGG-11 with which CLIF is reported on event cameras.
 
     Eight 3x3 convolutions with BN, each followed by dropout of its spikes, and five 2x2 average poolings; the last
-    image is averaged to 7 x 7, or repeated where it is smaller, and a linear layer without neurons gives the classes.
+    image is averaged to 7 x 7, or stretched where it is smaller, and a linear layer without neurons gives the classes.
 
     :param neuron: class or factory of the neuron
     :param time_steps: T, how often a static image is shown
