@@ -1,11 +1,13 @@
-"""A training whose loss is no longer a number stops, and says where that began."""
+"""A training whose loss or gradient is no longer a number stops, and says where that began."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
@@ -17,15 +19,18 @@ ADVICE = "lower learning_rate, set gradient_clip, or train with precision=32-tru
 
 
 class DivergenceError(RuntimeError):
-    """The loss became NaN or infinite; the text says at which step, and in which layer first."""
+    """The loss or the gradient became NaN or infinite; the text says at which step, and in which layer first."""
 
 
 class StopOnDivergence(lightning.Callback):
-    """Stops at the first loss that is NaN or infinite, before the weights are touched.
+    """Stops at the first loss or gradient that is NaN or infinite, before the weights are touched.
 
-    The batch is then run once more with the same random numbers to find the first layer that makes something not
-    finite of finite inputs. Looking at the loss makes the CPU wait for the GPU once a step, as the scaler of 16-mixed
-    does anyway.
+    The loss alone would not tell: a neuron whose input current is NaN does not fire, so that the loss stays a number
+    while all weights become NaN by their gradients. Under 16-mixed, gradients may overflow while the scaler looks for
+    its scale, and it skips those updates; there they count once the scale is below 1.
+
+    The batch is then run once more with the same random numbers to find the first layer that makes something not finite
+    of finite inputs. Looking at the numbers makes the CPU wait for the GPU once a step, as the scaler does anyway.
 
     :raises DivergenceError: in every process, where the loss of any one is not finite
     """
@@ -37,32 +42,38 @@ class StopOnDivergence(lightning.Callback):
         self._generators = _generators(module.device)
 
     def on_before_backward(self, trainer: lightning.Trainer, module: lightning.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach()
+        self._scaled_loss = loss.detach()
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        finite = bool(self._loss.isfinite())
+        scaler = _scaler(trainer)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        gradient = _gradient_norm(module)
+        loss, norm = torch.stack([self._scaled_loss.to(gradient) / scale, gradient]).tolist()
+        finite = math.isfinite(loss) and (math.isfinite(norm) or (scaler is not None and scale >= 1))
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
-        step = f"step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}, batch {self._batch_index + 1})"
-        if finite:
-            raise DivergenceError(f"{step}: the loss of another process is not finite; it says where that began")
         with trainer.precision_plugin.train_step_context(), torch.no_grad():
             where = self._find(cast(SpikingClassifier, module))
-        raise DivergenceError(f"{step}: the loss is {self._loss.item()}. {where}. What may help: {ADVICE}")
+        if where is None:
+            where = "It began in another process" if trainer.world_size > 1 else "It began in the loss"
+        raise DivergenceError(
+            f"step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}, batch {self._batch_index + 1}): the "
+            f"loss is {loss:.4g}, the norm of its gradient {norm:.4g}. {where}. What may help: {ADVICE}"
+        )
 
-    def _find(self, module: SpikingClassifier) -> str:
+    def _find(self, module: SpikingClassifier) -> str | None:
         functional.reset_net(module.net)
-        broken = _first_broken_tensor(module.net)
+        broken = _first_broken_parameter(module.net)
         if broken is not None:
-            return f"It began before this step: {broken} is not finite"
+            return f"It began before this step: the parameter {broken} is not finite"
         _set_generators(module.device, self._generators)
         module.on_train_batch_start(self._batch, self._batch_index)
-        return first_broken_layer(module, self._batch[0])
+        return broken_in_forward(module, self._batch[0]) or _broken_in_backward(module.net)
 
 
-def first_broken_layer(module: SpikingClassifier, x: Tensor) -> str:
+def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
     """Which layer, in the order in which they run, is the first to make something not finite of finite inputs."""
     if not _finite(x):
         return "It began in the data: the batch holds values that are not finite"
@@ -87,15 +98,26 @@ def first_broken_layer(module: SpikingClassifier, x: Tensor) -> str:
         for handle in hooks:
             handle.remove()
         functional.reset_net(module.net)
-    return found[0] if found else "It began in the loss: the output of every layer is finite"
+    return found[0] if found else None
 
 
-def _first_broken_tensor(net: nn.Module) -> str | None:
-    for kind, tensors in (("parameter", net.named_parameters()), ("buffer", net.named_buffers())):
-        for name, tensor in tensors:
-            if not _finite(tensor):
-                return f"the {kind} {name}"
-    return None
+def _broken_in_backward(net: nn.Module) -> str | None:
+    """The parameter nearest to the output whose gradient is not finite while all outputs are."""
+    broken = [name for name, each in net.named_parameters() if each.grad is not None and not _finite(each.grad)]
+    return f"It began in the backward pass, at or after the parameter {broken[-1]}" if broken else None
+
+
+def _first_broken_parameter(net: nn.Module) -> str | None:
+    return next((name for name, parameter in net.named_parameters() if not _finite(parameter)), None)
+
+
+def _gradient_norm(module: nn.Module) -> Tensor:
+    return torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+
+
+def _scaler(trainer: lightning.Trainer) -> torch.amp.GradScaler | None:
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
 
 def _finite(value: Any) -> bool:
