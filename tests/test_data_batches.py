@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import DistributedSampler
 
 from klif_sj.training.data import make_data
-from klif_sj.training.data.augment import Augmentation
+from klif_sj.training.data.augment import AUGMENTATIONS, Augmentation
 from klif_sj.training.data.info import DATASETS, find_dataset
 from klif_sj.training.data.module import Batches, DataModule, Samples
 
@@ -256,3 +257,20 @@ def test_every_data_set_is_described() -> None:
         assert set(info.splits) == {"train", "test"}
         assert (info.in_channels == 2) == (info.kind == "events")
         assert len(info.mean) == len(info.std) == (0 if info.kind == "events" else info.in_channels)
+
+
+def test_page_describes_every_data_set() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    for name, info in DATASETS.items():
+        shape = f"{'Tx' if info.kind == 'events' else ''}{info.in_channels}x{info.image_size}x{info.image_size}"
+        row = f"| `{name}` | {info.title} | {shape} | {info.splits['train']} | {info.splits['test']} | "
+        assert row + (f"`{info.folder}`" if info.folder else "comes with") in page
+    for name, description in AUGMENTATIONS.items():
+        assert f"| `{name}` | {description.removesuffix('; of the test set too')} |" in page
+
+
+def test_program_on_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    program, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    exec(program, {})
+    assert capsys.readouterr().out == printed

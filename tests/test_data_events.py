@@ -13,10 +13,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from spikingjelly.datasets import split_to_train_test_set
 from tolerance import assert_equal
 
 from klif_sj.training.data import load, make_data
@@ -139,6 +141,16 @@ def written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     return splits
 
 
+def reader_of(name: str) -> Any:
+    """SpikingJelly's class."""
+    module, reader = {
+        "n-mnist": ("n_mnist", "NMNIST"),
+        "cifar10-dvs": ("cifar10_dvs", "CIFAR10DVS"),
+        "dvs-gesture": ("dvs128_gesture", "DVS128Gesture"),
+    }[name]
+    return getattr(importlib.import_module(f"spikingjelly.datasets.{module}"), reader)
+
+
 def pack(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Turns the unpacked recordings into the archives that are downloaded, and has SpikingJelly expect their MD5."""
     (folder / "download").mkdir()
@@ -154,16 +166,10 @@ def pack(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]
                 for file in sorted(part.rglob("*.*")):
                     archive.write(file, file.relative_to(folder / "extract"))
     shutil.rmtree(folder / "extract")
-    module, reader = {
-        "n-mnist": ("n_mnist", "NMNIST"),
-        "cifar10-dvs": ("cifar10_dvs", "CIFAR10DVS"),
-        "dvs-gesture": ("dvs128_gesture", "DVS128Gesture"),
-    }[name]
     resources = [
         (file.name, "https://example.org", hashlib.md5(file.read_bytes()).hexdigest()) for file in archives
     ] + [("README.txt", "https://example.org", "0" * 32)]
-    reader = getattr(importlib.import_module(f"spikingjelly.datasets.{module}"), reader)
-    monkeypatch.setattr(reader, "resource_url_md5", staticmethod(lambda: resources))
+    monkeypatch.setattr(reader_of(name), "resource_url_md5", staticmethod(lambda: resources))
     return archives
 
 
@@ -188,6 +194,26 @@ def test_archives_are_unpacked(name: str, written: dict, tmp_path: Path, monkeyp
     assert_frames(name, tmp_path, written)
     made = {path.name for path in folder.iterdir()}
     assert made == {".lock", "download", "extract", "events_np", f"frames_{SETS[name][1]}"}
+
+
+def test_spikingjelly_itself_makes_the_same_of_them(name: str, written: dict, tmp_path: Path) -> None:
+    """Its frames and, of CIFAR10-DVS, its split of nine to one, out of the recordings that were converted for ours."""
+    time_steps, folder = SETS[name][1], tmp_path / DATASETS[name].folder
+    ours = load(name, tmp_path, time_steps)
+    options = {"data_type": "frame", "frames_number": time_steps, "split_by": "number"}
+    if name == "cifar10-dvs":
+        whole = reader_of(name)(str(folder), **options)
+        theirs = split_to_train_test_set(0.9, whole, 10)
+    else:
+        theirs = [reader_of(name)(str(folder), train=train, **options) for train in (True, False)]
+    for (frames, labels), split in zip(ours, theirs, strict=True):
+        assert len(frames) == len(split)
+        for (expected, their_label), found, label in zip(split, frames, labels, strict=True):
+            assert_equal(found.float(), torch.from_numpy(expected), "frames")
+            if name == "dvs-gesture":
+                assert split.classes[their_label] == str(int(label)), "they number folders, which are ordered as text"
+            else:
+                assert their_label == label
 
 
 @pytest.mark.parametrize("name", ["n-mnist"])

@@ -20,7 +20,7 @@ PADDING = 4
 AUGMENTATIONS = {
     "crop": f"a window of the image's own size out of the image padded by {PADDING} black pixels on each side",
     "flip": "left and right exchanged, in one image of two",
-    "cutout": "a square of half the image's side erased around a random pixel, less where it reaches over the border",
+    "cutout": "a square of half the image's side erased around a random pixel, cut off at the border",
     "normalise": "channels shifted and scaled to mean 0 and variance 1 over the training set; of the test set too",
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from .images import Split
 from .info import DatasetInfo, find_dataset
 
 __all__ = ["load_events"]
+
+log = logging.getLogger(__name__)
 
 TRAIN_SHARE = 0.9
 """Of each class of CIFAR10-DVS, which has no official split."""
@@ -48,6 +51,7 @@ def load_events(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
         events = folder / "events_np"
         if not (events.is_dir() or (folder / "extract").is_dir()):
             _check_archives(info, recordings.reader(), folder / "download")
+        log.info("%s: %s is made; this is done once", info.title, frames)
         with locked(folder):
             if not events.is_dir():
                 _convert(recordings, folder)
@@ -155,30 +159,28 @@ def _splits(info: DatasetInfo, events: Path) -> dict[str, list[tuple[Path, int]]
 
     :raises ValueError: where there are more or fewer than the data set has
     """
-    splits: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
     if (events / "train").is_dir():
-        for split, files in splits.items():
-            for _, of_class in _classes(events / split):
-                files += of_class
+        splits = {split: [file for files in _by_class(events / split) for file in files] for split in info.splits}
     else:
-        for _, of_class in _classes(events):
-            first = math.ceil(TRAIN_SHARE * len(of_class))
-            splits["train"] += of_class[:first]
-            splits["test"] += of_class[first:]
-    for split, files in splits.items():
-        if len(files) != info.splits[split]:
+        splits = {"train": [], "test": []}
+        for files in _by_class(events):
+            first = math.ceil(TRAIN_SHARE * len(files))
+            splits["train"] += files[:first]
+            splits["test"] += files[first:]
+    for split, expected in info.splits.items():
+        if len(splits[split]) != expected:
             raise ValueError(
-                f"{events}: expected {info.splits[split]} {split} recordings of {info.title}, "
-                f"got {len(files)}. Delete this folder, and extract beside it, and run again"
+                f"{events}: expected {expected} {split} recordings of {info.title}, got {len(splits[split])}. "
+                "Delete this folder, and extract beside it, and run again"
             )
     return splits
 
 
-def _classes(folder: Path) -> Iterator[tuple[str, list[tuple[Path, int]]]]:
-    """The recordings by class, in SpikingJelly's order; a class whose folder is a number has that number."""
-    for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
-        label = int(path.name) if path.name.isdigit() else number
-        yield path.name, [(file, label) for file in sorted(path.glob("*.npz"))]
+def _by_class(folder: Path) -> Iterator[list[tuple[Path, int]]]:
+    """The recordings in SpikingJelly's order. A class whose folder is a number is that one, whatever its place."""
+    for place, path in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        label = int(path.name) if path.name.isdigit() else place
+        yield [(file, label) for file in sorted(path.glob("*.npz"))]
 
 
 def _integrate(info: DatasetInfo, splits: dict[str, list[tuple[Path, int]]], folder: Path, time_steps: int) -> None:
@@ -191,19 +193,22 @@ def _integrate(info: DatasetInfo, splits: dict[str, list[tuple[Path, int]]], fol
             np.save(partial / f"{split}_labels.npy", np.array(labels, dtype=np.int64))
 
 
-def _write_frames(info: DatasetInfo, files: tuple[Path, ...], out: Path, time_steps: int, dtype: type) -> bool:
+def _write_frames(info: DatasetInfo, files: Sequence[Path], out: Path, time_steps: int, dtype: type) -> bool:
     """Writes all frames as that integer; False where a count is beyond it."""
     shape = (len(files), time_steps, info.in_channels, info.image_size, info.image_size)
     stored = np.lib.format.open_memmap(out, mode="w+", dtype=dtype, shape=shape)
+
+    def write(position: int) -> bool:
+        counts = _frames(info, files[position], time_steps)
+        if counts.max() > np.iinfo(dtype).max:
+            return False
+        stored[position] = counts
+        return True
+
     with ThreadPoolExecutor() as pool:
-        frames = pool.map(lambda file: _frames(info, file, time_steps), files)
-        for position, counts in enumerate(frames):
-            if counts.max() > np.iinfo(dtype).max:
-                pool.shutdown(cancel_futures=True)
-                return False
-            stored[position] = counts
+        fits = all(pool.map(write, range(len(files))))
     stored.flush()
-    return True
+    return fits
 
 
 def _frames(info: DatasetInfo, file: Path, time_steps: int) -> np.ndarray:

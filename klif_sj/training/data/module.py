@@ -122,7 +122,10 @@ class Batches:
             rows = self.samples.rows[positions].to(inputs.device, non_blocking=True)
             draw = None if self.sampler is None else (self.sampler.seed, self.sampler.epoch, number, self.rank)
             x = self.augmentation(inputs[rows].to(self.device, non_blocking=True), draw)
-            yield (x.transpose(0, 1) if x.dim() == 5 else x), labels[rows].to(self.device, non_blocking=True)
+            yield (
+                (x.transpose(0, 1).contiguous() if x.dim() == 5 else x),
+                labels[rows].to(self.device, non_blocking=True),
+            )
 
 
 class DataModule(lightning.LightningDataModule):
