@@ -23,7 +23,7 @@ from klif_sj import KLIFNode
 from klif_sj.models import mnist_network, neuron_factory
 from klif_sj.training import compare, data, plots, report
 from klif_sj.training.compare import Comparison
-from klif_sj.training.data import ImageData
+from klif_sj.training.data import make_data
 from klif_sj.training.measure import measure_step
 from klif_sj.training.module import SpikingClassifier, firing_rates, neuron_parameters
 from klif_sj.training.settings import Settings
@@ -228,7 +228,7 @@ def test_net_is_reset_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(SpikingClassifier(net), ImageData("digits", Path(), 512, 0))
+    trainer.fit(SpikingClassifier(net), make_data("digits", Path(), 512, 0))
     assert states == [0.0, 0.0, 0.0]
     assert net.encoder.neuron.v == 0.0, "the evaluation resets as well"
 

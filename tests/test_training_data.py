@@ -13,7 +13,7 @@ import torch
 from tolerance import assert_close, assert_equal
 
 from klif_sj.training import data
-from klif_sj.training.data import ImageData
+from klif_sj.training.data import make_data
 from klif_sj.training.settings import Settings
 
 pytestmark = pytest.mark.once
@@ -100,7 +100,7 @@ def fashion_files(tmp_path: Path) -> Path:
 
 
 def test_fashion_mnist_is_read_from_its_files(fashion_files: Path) -> None:
-    module = ImageData("fashion-mnist", fashion_files, batch_size=200, seed=0)
+    module = make_data("fashion-mnist", fashion_files, batch_size=200, seed=0)
     images, labels = list(module.val_dataloader())[2]
     assert images.shape == (200, 1, 28, 28)
     assert_close(images[:, 0, 3, 5], torch.arange(400, 600) % 256 / 255.0, "pixels")

@@ -17,7 +17,7 @@ from ..environment import environment
 from ..models import CodedConvNet, mnist_network, neuron_factory
 from . import report as reports
 from .checkpoint import read_checkpoint
-from .data import ImageData
+from .data import make_data
 from .files import write_atomically
 from .loop import Placement, fit, make_trainer
 from .measure import backends_serving, measure_step
@@ -52,7 +52,7 @@ class Comparison:
         fused.require_backend(settings.backend)
         fused.serving_backend(settings.backend, torch.empty(0, device=self.settings.device))
         self._check_folder(resume)
-        self.data = ImageData(settings.dataset, settings.data_root, settings.batch_size, settings.seed)
+        self.data = make_data(settings.dataset, settings.data_root, settings.batch_size, settings.seed)
         if not resume:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             self._report.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["ImageData", "load", "make_data"]
+__all__ = ["load", "make_data"]
 
-NAMES = {"ImageData": "DataModule", "load": "load", "make_data": "DataModule"}
+NAMES = {"load": "load", "make_data": "DataModule"}
 
 
 def __getattr__(name: str) -> Any:
