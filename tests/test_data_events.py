@@ -182,10 +182,16 @@ def assert_frames(name: str, root: Path, written: dict[str, list[tuple[list[Even
         assert_equal(frames, expected, f"{split} frames")
 
 
-def test_frames_are_the_events_counted(name: str, written: dict, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_frames_are_the_events_counted(
+    name: str, written: dict, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
     assert_frames(name, tmp_path, written)
     told = capfd.readouterr()
-    assert told.out == told.err == ""
+    assert told.out == told.err == "", "0.0.0.0.14 prints a line a file"
+    assert f"{DATASETS[name].title}: its recordings are integrated" in caplog.text
+    caplog.clear()
+    assert_frames(name, tmp_path, written)
+    assert not caplog.text, "once"
 
 
 def test_archives_are_unpacked(name: str, written: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

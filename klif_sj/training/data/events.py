@@ -51,7 +51,8 @@ def load_events(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
         events = folder / "events_np"
         if not (events.is_dir() or (folder / "extract").is_dir()):
             _check_archives(info, recordings.reader(), folder / "download")
-        log.info("%s: %s is made; this is done once", info.title, frames)
+        # A warning, as logging shows by default: it looks like a standstill.
+        log.warning("%s: its recordings are integrated into %s, once; this takes minutes", info.title, frames)
         with locked(folder):
             if not events.is_dir():
                 _convert(recordings, folder)
