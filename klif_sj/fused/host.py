@@ -58,9 +58,9 @@ def compiler() -> str:
 
 @functools.cache
 def identity(path: str) -> str:
-    """The compiler's version and target, with its path: what decides whether an artefact of it can be used again."""
-    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return f"{os.path.realpath(path)}\n{result.stdout}{platform.machine()}\n{_processor()}"
+    """The compiler and the processor that it compiles for: what decides whether an artefact can be used again."""
+    file = os.stat(path)  # to ask it for its version would start a process
+    return f"{os.path.realpath(path)}\n{file.st_size} {file.st_mtime_ns}\n{platform.machine()}\n{_processor()}"
 
 
 @functools.cache
@@ -107,7 +107,7 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 
     :raises CompilerError: with the compiler's log and the source's path
     """
-    source = kernel.source("host.cpp", LANES=LANES, LARGE=LARGE)
+    source = kernel.source("host.cpp", LANES=LANES, LARGE=LARGE, KEPT=kernel.program.kept)
     return function_of(source, "backward" if kernel.backward else "forward")
 
 

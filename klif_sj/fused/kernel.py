@@ -99,7 +99,6 @@ class Kernel:
             "PARAMETERS": len(program.parameters),
             "TOTALS": self.totals,
             "STEPWISE": self.stepwise,
-            "KEPT": program.kept,
             **constants,
         }
         masks = {

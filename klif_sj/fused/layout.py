@@ -38,10 +38,10 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
-def step_strides(x_seq: Tensor) -> tuple[int, ...]:
-    """The layout of one time step that a kernel works in: the input's own where it is dense, else contiguous."""
-    shape = tuple(x_seq.shape[1:])
-    return dense_strides(shape, x_seq.stride()[1:]) or contiguous_strides(shape)
+def step_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The layout of one step that a kernel works in, of a sequence: its own where it is dense, else contiguous."""
+    step = tuple(shape[1:])
+    return dense_strides(step, strides[1:]) or contiguous_strides(step)
 
 
 def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -49,6 +49,8 @@ def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
 
     The distance between steps is free: an input that was expanded over time stays one step in memory.
     """
+    if sequence.stride()[1:] == strides:
+        return sequence
     shape = tuple(sequence.shape[1:])
     if all(size == 1 or a == b for size, a, b in zip(shape, sequence.stride()[1:], strides, strict=True)):
         return sequence

@@ -79,16 +79,15 @@ class _Plan:
 
 
 def _plan(text: str, x_seq: Tensor, channel_dim: int | None, record: bool, backward: bool) -> _Plan:
-    shape = tuple(x_seq.shape)
-    return _planned(text, shape, step_strides(x_seq), x_seq.dtype, channel_dim, record, backward)
+    return _planned(text, tuple(x_seq.shape), x_seq.stride(), x_seq.dtype, channel_dim, record, backward)
 
 
 @functools.lru_cache(maxsize=4096)
 def _planned(
-    text: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
+    text: str, shape: tuple[int, ...], x_strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
     record: bool, backward: bool,
 ) -> _Plan:  # fmt: skip
-    program = Program.decode(text)
+    program, strides = Program.decode(text), step_strides(shape, x_strides)
     per_channel = any(p.per_channel for p in program.parameters)
     laid = geometry(shape[1:], strides, channel_dim if per_channel else None)
     columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
@@ -118,7 +117,7 @@ def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
-    decoded, strides = Program.decode(program), step_strides(x_seq)
+    decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
     spikes, final, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record)
     return [spikes, *final, checkpoints, *sequences]
 
@@ -160,7 +159,7 @@ def _fake_backward(
     grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded = Program.decode(program)
-    grad_x, grad_initial = _gradients(decoded, step_strides(x_seq), x_seq, initial, need_x)
+    grad_x, grad_initial = _gradients(decoded, step_strides(x_seq.shape, x_seq.stride()), x_seq, initial, need_x)
     pairs = zip(parameters, decoded.parameters, strict=True)
     return [*grad_x, *grad_initial, *(torch.empty_like(tensor) for tensor, p in pairs if p.learned)]
 
@@ -295,6 +294,6 @@ def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
 for _name, _implementation, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _key)
-    torch.library.register_fake(f"klif_sj::{_name}", _fake, lib=_library)
+    _library.impl(_name, _fake, "Meta")  # register_fake would do, but looks through every loaded module for its caller
 torch.library.register_autograd("klif_sj::forward", _differentiate, setup_context=_save, lib=_library)
 torch.library.register_autograd("klif_sj::backward", _refuse_double_backward, lib=_library)

@@ -47,7 +47,7 @@ class Program:
     forward_keeping: str | None = None
     backward_of_kept: str | None = None
 
-    @property
+    @functools.cached_property
     def learned(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.learned)
 

@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 import textwrap
+import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,9 +68,11 @@ def _statements(code: CodeType) -> dict[int, tuple[int, int]]:
     """For every line of a function, the first and last line of the statement that it belongs to."""
     found: dict[int, tuple[int, int]] = {}
     try:
-        lines, start = inspect.getsourcelines(code)
+        # Not inspect.getsourcelines: to find the file, which is known, it looks through every loaded module.
+        start = code.co_firstlineno
+        lines = inspect.getblock(linecache.getlines(code.co_filename)[start - 1 :])
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, SyntaxError):
+    except (SyntaxError, tokenize.TokenError):
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt) and getattr(node, "body", None) is None:

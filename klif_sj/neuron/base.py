@@ -174,7 +174,7 @@ class FusedNode(BaseNode):
         else:
             numbers = [float(value) for value in states.values()]
             spikes, updated, sequences = fused.run(self, x_seq, [], numbers, effective)
-        self._sequence = (tuple(updated.values()), parameters)
+        self.__dict__["_sequence"] = (tuple(updated.values()), parameters)  # nn.Module's own way takes far longer
         return spikes, updated, sequences
 
     def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
@@ -313,7 +313,7 @@ class FusedNode(BaseNode):
         """Put every state back to its reset value and forget the stored sequences."""
         super().reset()
         self._forget_sequences()
-        self._sequence = ((), {})
+        self.__dict__["_sequence"] = ((), {})
 
     def detach(self) -> None:
         """Cut the states from the graph. A returned spike may be a state too, so nothing is detached in place."""
