@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,13 @@ from ..models import CodedConvNet, mnist_network, neuron_factory
 from . import report as reports
 from .checkpoint import read_checkpoint
 from .data import make_data
+from .data.info import find_dataset
 from .files import write_atomically
-from .loop import Placement, fit, make_trainer
+from .loop import Placement, cpu_threads, fit, make_trainer
 from .measure import backends_serving, measure_step
 from .module import History, SpikingClassifier
 from .plots import draw
-from .settings import Settings, find_dataset
+from .settings import Settings
 
 __all__ = ["Comparison"]
 
@@ -124,7 +123,7 @@ class Comparison:
         results = {}
         for neuron in self.settings.neurons:
             console.print(f"[bold]{neuron}[/bold]")
-            with _threads(self.settings.threads):
+            with cpu_threads(self.settings.threads):
                 results[neuron] = self._train(neuron, progress=not console.quiet)
         report = {
             "settings": self.settings.as_dict(),
@@ -170,14 +169,3 @@ class Comparison:
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
             "history": history,
         }
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Has torch use this many CPU threads, where a number is given."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(number or usual)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from .checkpoint import AtomicCheckpointIO
 
-__all__ = ["Placement", "fit", "is_first_process", "make_trainer", "quiet_lightning"]
+__all__ = ["Placement", "cpu_threads", "fit", "is_first_process", "make_trainer", "quiet_lightning"]
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,14 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Has torch use this many CPU threads, where a number is given."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

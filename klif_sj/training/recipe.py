@@ -67,6 +67,8 @@ class Recipe:
     seed: int = 0
     backend: str = "auto"
     channels_last: bool = True
+    threads: int | None = None
+    """Of the CPU in each process; None leaves the number to torch."""
     source: str = ""
     published: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -79,8 +81,9 @@ class Recipe:
         for name in ("time_steps", "epochs", "batch_size"):
             _check_integer(name, getattr(self, name), least=1)
         _check_integer("seed", self.seed, least=0)
-        if self.annealing_epochs is not None:
-            _check_integer("annealing_epochs", self.annealing_epochs, least=1)
+        for name in ("annealing_epochs", "threads"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), least=1)
         for name in ("learning_rate", "width"):
             self._set(name, check_positive(name, getattr(self, name)))
         for name in ("momentum", "weight_decay"):

@@ -16,14 +16,14 @@ from ..environment import environment
 from ..models import SpikingNetwork, build_network, neuron_factory
 from .checkpoint import RecipeInCheckpoint, read_checkpoint, recipe_in
 from .data import make_data
+from .data.info import find_dataset
 from .divergence import StopOnDivergence
 from .files import write_atomically
-from .loop import Placement, fit, is_first_process, make_trainer
+from .loop import Placement, cpu_threads, fit, is_first_process, make_trainer
 from .measure import backends_serving
 from .module import History, SpikingClassifier
 from .recipe import Recipe
 from .report import by_layer
-from .settings import find_dataset
 
 __all__ = ["TrainingRun", "load_checkpoint", "network_of"]
 
@@ -199,7 +199,8 @@ class TrainingRun:
             logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")],
             default_root_dir=self.out,
         )
-        fit(trainer, self.module, self.data, self.checkpoint if self._resumed else None)
+        with cpu_threads(self.recipe.threads):
+            fit(trainer, self.module, self.data, self.checkpoint if self._resumed else None)
         result = self._result(history.epochs, timer.time_elapsed("train"))
         if trainer.is_global_zero:
             write_atomically(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

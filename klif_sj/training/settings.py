@@ -1,9 +1,9 @@
-"""What a comparison is told: data set, neurons, recipe. Light to import, for the command line."""
+"""What a comparison is told: data set, neurons, what differs from the recipe. Light to import, for the command line."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +11,23 @@ import torch
 
 from ..checks import nearest
 from ..models.neurons import canonical_name
-from .data.info import DATASETS, DatasetInfo, find_dataset
+from .recipe import Recipe, load_recipe
 
-__all__ = ["DATASETS", "RECIPES", "WIDTHS", "DatasetInfo", "Recipe", "Settings", "find_dataset", "find_recipe"]
+__all__ = ["RECIPES", "WIDTHS", "Settings", "find_recipe"]
 
 WIDTHS = {"small": 1 / 8, "medium": 1 / 4, "paper": 1.0}
 """Factors on the paper's 128 channels and 2048 features, by name."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a data set is trained where the user does not say otherwise."""
-
-    epochs: int
-    time_steps: int
-    width: float
-    batch_size: int
-    learning_rate: float
-    threads: int | None = None
-    """CPU threads; None leaves the number to torch."""
-
-
-PAPER = Recipe(epochs=100, time_steps=8, width=1.0, batch_size=64, learning_rate=1e-4)
-"""The KLIF paper's recipe for MNIST and Fashion-MNIST; its batch size is not published, 64 is our choice."""
-
-
-RECIPES = {
-    # Batches so small that two threads would spend their time waiting for each other.
-    "digits": Recipe(epochs=8, time_steps=4, width=WIDTHS["medium"], batch_size=32, learning_rate=2e-3, threads=1),
-    "mnist": PAPER,
-    "fashion-mnist": PAPER,
-}
-"""By data set: those whose images the compared network is made for."""
+RECIPES = {"digits": "digits", "mnist": "klif-mnist", "fashion-mnist": "klif-fashion-mnist"}
+"""By data set, the recipe that a comparison takes its values from: of those that train the network it compares on."""
 
 
 def find_recipe(dataset: str) -> Recipe:
     """:raises ValueError: for a data set without one, suggesting the nearest name"""
     if dataset not in RECIPES:
         raise ValueError(f"dataset: expected one of {', '.join(RECIPES)}, got {dataset!r}{nearest(dataset, RECIPES)}")
-    return RECIPES[dataset]
+    return load_recipe(RECIPES[dataset])
 
 
 @dataclass(frozen=True)
@@ -75,6 +53,9 @@ class Settings:
     MAY_CHANGE = ("neurons", "device", "data_root")
     """What a resumed comparison may do differently; everything else would change a neuron's result."""
 
+    OF_THE_RECIPE = ("epochs", "time_steps", "width", "batch_size", "learning_rate", "threads")
+    """What the data set's recipe says where nothing is given."""
+
     def __post_init__(self) -> None:
         find_recipe(self.dataset)
         if not self.neurons:
@@ -95,11 +76,12 @@ class Settings:
     @classmethod
     def for_dataset(cls, dataset: str, *, neurons: tuple[str, ...], **given: Any) -> Settings:
         """The data set's recipe, with every value in ``given`` that is not None in its place."""
-        recipe = asdict(find_recipe(dataset))
-        recipe.update((name, value) for name, value in given.items() if value is not None)
+        recipe = find_recipe(dataset)
+        values = {name: getattr(recipe, name) for name in cls.OF_THE_RECIPE}
+        values.update((name, value) for name, value in given.items() if value is not None)
         # A neuron that is named twice, under whatever alias, is trained once.
         names = tuple(dict.fromkeys(canonical_name(name) for name in neurons))
-        return cls(dataset=dataset, neurons=names, **recipe)
+        return cls(dataset=dataset, neurons=names, **values)
 
     def on_device(self) -> Settings:
         """These settings with ``device`` resolved: ``'auto'`` is the first GPU, or the CPU where there is none.
