@@ -101,7 +101,7 @@ def test_runs_leave_results_of_which_the_page_is_made(finished: Path) -> None:
     assert "k/encoder" not in lif.found["history"][0]
     text = (finished / "README.md").read_text()
     assert f"| klif | 0 | {100 * klif.found['test_accuracy']:.2f} |" in text
-    assert "## digits, **different, shorter, smaller**: T 2 instead of 4, epochs 2 instead of 8, batch size 256" in text
+    assert "## digits-T2-epochs2-batch-size256-width0.03125\n" in text
     assert "    klif-sj reproduce --table 2\n" in text
     assert len(list((finished / "pictures").glob("*.svg"))) == 3
 
@@ -149,7 +149,7 @@ def test_a_missing_data_set_is_said_after_the_others_have_run(
     monkeypatch.setattr(reproduce_module, "TrainingRun", refusing)
     with pytest.raises(FileNotFoundError, match="MNIST is not in data/MNIST/raw"):
         reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
-    assert [path.name.partition("-batch")[0] for path in trained] == ["digits-time_steps2-epochs1"]
+    assert [path.name.partition("-batch")[0] for path in trained] == ["digits-T2-epochs1"]
     assert [result.recipe.neuron for result in read_results(tmp_path)] == ["klif"]
 
 

@@ -18,6 +18,7 @@ __all__ = ["draw", "draw_neurons"]
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^v<>"
+MANY_LAYERS = 6
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -31,7 +32,8 @@ STYLE: Any = {
     "lines.markersize": 3.5,
     "savefig.dpi": 200,
     "svg.hashsalt": "klif_sj",
-    "axes.prop_cycle": cycler(color=COLOURS, marker=tuple(MARKERS)),
+    # The layers of a deep network are more than there are colours.
+    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS, marker=tuple(MARKERS)),
 }
 
 
@@ -86,7 +88,8 @@ def _k(neurons: dict[str, Any]) -> Figure | None:
         _by_epoch(axes)
         axes.set_title(name)
     panels[0].set_ylabel("k at the end of the epoch")
-    panels[-1].legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    columns = 1 + (len(panels[-1].lines) - 1) // (2 * MANY_LAYERS)
+    panels[-1].legend(title="layer", loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns)
     return figure
 
 
@@ -98,13 +101,13 @@ def _firing_rates(neurons: dict[str, Any]) -> Figure:
         offset = (position - (len(neurons) - 1) / 2) * width
         rates = [result["firing_rate"][layer] for layer in layers]
         bars = axes.bar([index + offset for index in range(len(layers))], rates, width * 0.92, label=name)
-        if len(neurons) <= 3:
+        if len(neurons) <= 3 and len(layers) <= MANY_LAYERS:
             axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
-    axes.set_xticks(range(len(layers)), layers)
+    axes.set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > MANY_LAYERS else 0)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("layer")
-    axes.set_ylabel("firing rate (spikes per neuron and step)")
-    axes.legend()
+    axes.set_ylabel("spikes per neuron and step")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

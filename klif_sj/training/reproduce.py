@@ -62,13 +62,12 @@ def reproduce(runs: dict[str, Recipe], out: Path, console: Console, **how: Any) 
     missing = {}
     for name, recipe in unfinished.items():
         console.print(f"[bold]{name}[/bold]")
-        folder = out / UNFINISHED / name
         try:
-            result = TrainingRun(recipe, folder, resume=True, **how).run(console)
+            run = TrainingRun(recipe, out / UNFINISHED / name, resume=True, **how)
         except FileNotFoundError as error:
             missing[recipe.dataset] = str(error)
             continue
-        _write(out, name, result)
+        _write(out, name, run.run(console))
     _write(out)
     if missing:
         raise FileNotFoundError("\n".join(missing.values()))

@@ -14,7 +14,7 @@ from .files import write_atomically
 from .plots import draw_neurons
 from .recipe import Recipe
 from .report import PICTURES, by_layer
-from .reproduce_tables import TABLES, Table, as_text, changes, size_name
+from .reproduce_tables import TABLES, Table, as_text, changes, size_name, title_of
 
 __all__ = ["RESULTS", "Result", "check_page", "page", "read_results", "write_page"]
 
@@ -63,10 +63,8 @@ class Result:
             "different"
             for name, (value, paper) in found.items()
         }  # fmt: skip
-        titles = {"time_steps": "T"}
         differences = (
-            f"{titles.get(name, name.replace('_', ' '))} {as_text(value)} instead of {as_text(paper)}"
-            for name, (value, paper) in found.items()
+            f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in found.items()
         )
         return f"**{', '.join(sorted(kinds))}**: {', '.join(differences)}"
 
@@ -164,8 +162,9 @@ def _by_neuron(group: list[Result]) -> dict[str, dict[str, Any]]:
 
 
 def _section(group: list[Result], pictures: list[str]) -> Iterator[str]:
-    yield f"## {group[0].recipe.name}, {group[0].run_as}\n"
-    yield f"Network: `{group[0].found['notation']}`. Curves and bars are means over the seeds.\n"
+    first = group[0]
+    yield f"## {first.size}\n"
+    yield f"Run {first.run_as}. Network: `{first.found['notation']}`. Curves and bars are means over the seeds.\n"
     for kind, caption in PICTURES.items():
         for name in pictures:
             if name.endswith(f"-{Path(kind).stem}.svg"):

@@ -12,7 +12,7 @@ from typing import Any
 from ..checks import nearest
 from .recipe import Recipe, load_recipe
 
-__all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name"]
+__all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,18 @@ def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def size_name(recipe: Recipe) -> str:
     """The recipe's name and all in which it differs from the published one: what its runs with any neuron share."""
-    return "-".join((recipe.name, *(f"{name}{as_text(value)}" for name, (value, _) in changes(recipe).items())))
+    differences = (f"{title_of(field)}{as_text(value)}" for field, (value, _) in changes(recipe).items())
+    return "-".join((recipe.name, *differences)).replace(" ", "-")
 
 
 def run_name(recipe: Recipe) -> str:
     """A name for one run, which runs of another size, neuron or seed do not have."""
     return f"{size_name(recipe)}-{recipe.neuron}-seed{recipe.seed}"
+
+
+def title_of(field: str) -> str:
+    """A recipe's field, as a reader expects it."""
+    return "T" if field == "time_steps" else field.replace("_", " ")
 
 
 def as_text(value: Any) -> str:
