@@ -132,11 +132,15 @@ def test_select_refuses(names: dict[str, list[str]], message: str) -> None:
 
 
 def test_a_run_is_named_after_all_in_which_it_differs() -> None:
-    published = load_recipe("klif-cifar10").override(neuron="lif", seed=3, backend="torch")
+    published = load_recipe("klif-cifar10").override(neuron="lif", seed=3, backend="torch", threads=1)
     assert changes(published) == {}
     assert run_name(published) == "klif-cifar10-lif-seed3"
     small = published.override(width=0.125, epochs=3, augmentations=())
-    assert changes(small) == {"epochs": (3, 200), "augmentations": ((), ("crop", "flip")), "width": (0.125, 1.0)}
+    assert changes(small) == {
+        "epochs": (3, 200),
+        "augmentations": ((), published.augmentations),
+        "width": (0.125, 1.0),
+    }
     assert size_name(small) == "klif-cifar10-epochs3-augmentationsnone-width0.125"
 
 

@@ -18,6 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_cases import TINY, UPDATES, assert_same_training, finished_epochs, tiny, training, weights
 
+from klif_sj import cli
 from klif_sj.models import spiking_layers
 from klif_sj.training import checkpoint, run
 from klif_sj.training.checkpoint import RECIPE, AtomicCheckpointIO
@@ -271,6 +272,15 @@ def test_a_checkpoint_of_something_else_is_refused(finished: tuple[Path, dict[st
 
 
 # How it trains
+
+
+def test_evaluation_sees_the_test_images_as_the_training_did(tmp_path: Path) -> None:
+    recipe = tiny(augmentations=("crop", "normalise"), epochs=2)
+    result = training(tmp_path, recipe).run()
+    found = tmp_path / "evaluation.json"
+    checkpoint = str(tmp_path / "checkpoints" / "last.ckpt")
+    assert cli.main(["evaluate", checkpoint, "--accelerator=cpu", "--counted-inputs=0", f"--json={found}"]) == 0
+    assert json.loads(found.read_text())["accuracy"] == pytest.approx(result["test_accuracy"], rel=1e-6)
 
 
 def test_recipe_reaches_trainer_and_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
             recipe.batch_size if options.batch_size is None else options.batch_size,
             recipe.seed,
             time_steps=recipe.time_steps,
+            augmentations=recipe.augmentations,
         )
     except (ValueError, OSError) as error:
         raise UserError(error) from error

@@ -194,6 +194,7 @@ class TrainingRun:
             ],
             progress=not console.quiet,
             precision=self.precision,
+            benchmark=self.placement.accelerator == "cuda",
             gradient_clip_val=self.recipe.gradient_clip,
             # A resumed run writes into the next folder of CSV files; TensorBoard joins the files of one folder.
             logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")],
