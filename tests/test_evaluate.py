@@ -151,7 +151,9 @@ def test_operations_are_the_mean_over_the_first_whole_batches() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A real, tiny training on digits: its checkpoint and its result."""
-    recipe = load_recipe("digits").override(epochs=1, time_steps=2, width=1 / 32, batch_size=128, backend="torch")
+    recipe = load_recipe("digits").override(
+        epochs=1, time_steps=2, width=1 / 32, batch_size=128, backend="torch", augmentations=("crop", "normalise")
+    )
     run = TrainingRun(recipe, tmp_path_factory.mktemp("training"), data_root=Path("data"), accelerator="cpu")
     result = run.run()
     return run.checkpoint, result

@@ -97,7 +97,7 @@ TABLES = {
 }
 """The tables of results by number. Table 3 prints KLIF without coding layers twice; here it is one row."""
 
-SAME_EITHER_WAY = ("neuron", "seed", "backend", "channels_last")
+SAME_EITHER_WAY = ("neuron", "seed", "backend", "channels_last", "threads")
 """Fields in which a run may differ from the published recipe and still be by it."""
 
 
