@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,18 +154,18 @@ def _mean(found: list[Operations]) -> Operations | None:
         return None
     inputs = sum(part.inputs for part in found)
 
-    def mean(name: str) -> float:
-        return sum(getattr(part, name) * part.inputs for part in found) / inputs
+    def mean(value: Callable[[Operations], float]) -> float:
+        return sum(value(part) * part.inputs for part in found) / inputs
 
     return Operations(
         inputs=inputs,
-        multiply_accumulations=mean("multiply_accumulations"),
-        accumulations=mean("accumulations"),
-        synaptic_operations=mean("synaptic_operations"),
+        multiply_accumulations=mean(lambda part: part.multiply_accumulations),
+        accumulations=mean(lambda part: part.accumulations),
+        synaptic_operations=mean(lambda part: part.synaptic_operations),
         synaptic_operations_by_layer={
-            layer: sum(part.synaptic_operations_by_layer[layer] * part.inputs for part in found) / inputs
+            layer: mean(lambda part, layer=layer: part.synaptic_operations_by_layer[layer])  # type: ignore[misc]
             for layer in found[0].synaptic_operations_by_layer
         },
-        compute_energy=mean("compute_energy"),
-        memory_energy=mean("memory_energy"),
+        compute_energy=mean(lambda part: part.compute_energy),
+        memory_energy=mean(lambda part: part.memory_energy),
     )
