@@ -326,3 +326,33 @@ def test_channels_last_changes_the_layout_and_no_value(shape: tuple[int, ...]) -
     y = found(x)
     assert torch.equal(y, x)
     assert y.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
+
+
+def parameters(running: TrainingRun) -> torch.Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in running.module.parameters()])
+
+
+def test_a_clipped_gradient_has_the_norm_that_is_asked_for(tmp_path: Path) -> None:
+    """One update by plain SGD at a rate of 1 moves the parameters by the clipped gradient."""
+    options = {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.0, "epochs": 1, "batch_size": 1437}
+    moved = {}
+    for name, clip in (("clipped", 1e-4), ("free", None)):
+        running = training(tmp_path / name, tiny(**options, gradient_clip=clip))
+        before = parameters(running)
+        running.run()
+        moved[name] = parameters(running) - before
+    assert moved["free"].norm() > 5e-4
+    assert moved["clipped"].norm().item() == pytest.approx(1e-4, rel=1e-2)
+    cosine = torch.nn.functional.cosine_similarity(moved["free"], moved["clipped"], dim=0)
+    assert cosine.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_mixed_precision_trains_float32_weights_in_bfloat16(tmp_path: Path) -> None:
+    seen = set()
+    running = training(tmp_path, tiny(precision="bf16-mixed", epochs=1))
+    running.module.net.conv1.conv.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    result = running.run()
+    assert seen == {torch.bfloat16}
+    assert {parameter.dtype for parameter in running.module.parameters()} == {torch.float32}
+    assert result["precision"] == "bf16-mixed"
+    assert 0 < result["history"][0]["train_loss"] < 0.11

@@ -68,9 +68,10 @@ def train(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from .divergence import DivergenceError
+    from .loop import is_first_process
     from .run import TrainingRun
 
-    console = Console()
+    console = Console(quiet=not is_first_process())
     try:
         recipe = recipe_of(options)
         run = TrainingRun(
