@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import klif_sj
-from klif_sj import cli, fused
+from klif_sj import cli, fused, usage
 from klif_sj.environment import environment
 from klif_sj.training import compare
 from klif_sj.training.measure import measure_step
@@ -119,13 +119,16 @@ def test_a_defect_is_not_taken_for_a_users_mistake(tmp_path: Path, monkeypatch: 
         cli.main(["compare", f"--out={tmp_path}", *TINY])
 
 
-def test_missing_train_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [["compare"], ["train", "--recipe=digits"]])
+def test_missing_train_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
     def import_module(name: str) -> None:
         if name in ("lightning", "sklearn"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(cli.importlib, "import_module", import_module)
-    told = refusal(capsys, "compare")
+    monkeypatch.setattr(usage.importlib, "import_module", import_module)
+    told = refusal(capsys, *command)
     assert told == "klif-sj: error: training needs lightning, scikit-learn; type: pip install 'klif_sj[train]'\n"
 
 
