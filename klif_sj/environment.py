@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 from importlib import metadata
 from typing import Any
@@ -68,11 +69,11 @@ def _compiler() -> str:
     from .fused import host
 
     try:
-        name = host.compiler()
-        told = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=10, check=True)
+        command = host.compiler()
+        told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError, host.CompilerError) as error:
         return _first_line(error)
-    return f"{name}: {told.stdout.splitlines()[0]}"
+    return f"{shlex.join(command)}: {told.stdout.splitlines()[0]}"
 
 
 def _backend(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def test_processes_share_kernels(tmp_path: Path) -> None:
                 echo "$*" >> {log}
                 for i in $(seq 600); do [ $(wc -l < {log}) -ge 2 ] && break; sleep 0.1; done
             esac
-            exec {host.compiler()} "$@"
+            exec {shlex.join(host.compiler())} "$@"
         """)
     )
     wrapper.chmod(0o700)
@@ -283,3 +284,14 @@ def test_threads_call_at_once(use_folder: Callable[[Path], None], tmp_path: Path
         assert_equal(result, run("torch", tau))
     assert len(libraries(tmp_path)) == 2
     assert sorted(tmp_path.iterdir()) == libraries(tmp_path)
+
+
+def test_a_compiler_of_several_words(tmp_path: Path) -> None:
+    """As ``ccache g++``: a program that gets the compiler as its first argument."""
+    log, launcher = tmp_path / "log", tmp_path / "launcher"
+    launcher.write_text(f'#!/bin/sh\necho "$1" >> {log}\nexec "$@"\n')
+    launcher.chmod(0o700)
+    (path,) = host.compiler()
+    environment = {"CXX": f"{launcher} {path}", "KLIF_SJ_CACHE": str(tmp_path / "kernels")}
+    assert output_of(start(SCRIPT, **environment)) == f"{run('torch').flatten().int().tolist()}\n"
+    assert path in log.read_text().splitlines()

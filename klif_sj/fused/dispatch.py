@@ -90,7 +90,9 @@ def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         f"{prefix}{name}": tensor
         for tensors in (module._parameters, module._buffers)
         for name, tensor in tensors.items()
-        if tensor is not None and type(tensor) not in (UninitializedParameter, UninitializedBuffer) and tensor.numel() == 1
+        if tensor is not None
+        and type(tensor) not in (UninitializedParameter, UninitializedBuffer)
+        and tensor.numel() == 1
     }
     for name, child in module._modules.items():
         if child is not None:

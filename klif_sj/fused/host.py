@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,15 +40,15 @@ class CompilerError(RuntimeError):
     """No C++ compiler, or one that refused a kernel."""
 
 
-def compiler() -> str:
-    """The C++ compiler: ``$CXX``, else g++, clang++ or c++.
+def compiler() -> tuple[str, ...]:
+    """The command of the C++ compiler: ``$CXX``, which may have several words (``ccache g++``), else g++, clang++ or c++.
 
     :raises CompilerError: if there is none
     """
     named = os.environ.get("CXX")
-    for name in (named,) if named else ("g++", "clang++", "c++"):
+    for name, *words in (shlex.split(named),) if named else (("g++",), ("clang++",), ("c++",)):
         if path := shutil.which(name):
-            return path
+            return (path, *words)
     raise CompilerError(
         f"no C++ compiler: $CXX names {named!r}, which is not found"
         if named
@@ -57,20 +58,23 @@ def compiler() -> str:
 
 
 @functools.cache
-def identity(path: str) -> str:
+def identity(command: tuple[str, ...]) -> str:
     """The compiler and the processor that it compiles for: what decides whether an artefact can be used again."""
-    file = os.stat(path)  # to ask it for its version would start a process
-    return f"{os.path.realpath(path)}\n{file.st_size} {file.st_mtime_ns}\n{platform.machine()}\n{_processor()}"
+    programs = []
+    for path in filter(None, map(shutil.which, command)):  # to ask for its version would start a process
+        file = os.stat(path)
+        programs.append(f"{os.path.realpath(path)} {file.st_size} {file.st_mtime_ns}")
+    return "\n".join((*command, *programs, platform.machine(), _processor()))
 
 
 @functools.cache
-def openmp(path: str) -> tuple[str, ...]:
+def openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
     """The OpenMP flags that the compiler takes: threads and simd, simd alone, or none."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("int main() { int n = 0;\n#pragma omp parallel for\nfor (int i = 0; i < 2; i++) n = i;\n}\n")
         for flags in (("-fopenmp",), ("-fopenmp-simd",)):
-            command = [path, *flags, str(source), "-o", os.path.join(folder, "probe")]
+            command = [*compiler, *flags, str(source), "-o", os.path.join(folder, "probe")]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                 return flags
     return ()
@@ -113,33 +117,33 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 
 def function_of(source: str, name: str) -> Callable[[bytes], None]:
     """Compile a source, or find it compiled, and return one of its functions."""
-    path = compiler()
-    key = hashlib.sha256("\0".join((source, identity(path), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
+    command = compiler()
+    key = hashlib.sha256("\0".join((source, identity(command), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
     library = cache_folder() / f"{key}.so"
     if not _is_whole(library, key):
-        _compile(source, path, library, key)
+        _compile(source, command, library, key)
     try:
         function = getattr(ctypes.CDLL(str(library)), name)
     except OSError as error:
-        raise CompilerError(f"{path} compiled a kernel that cannot be loaded: {error}") from error
+        raise CompilerError(f"{command[0]} compiled a kernel that cannot be loaded: {error}") from error
     function.argtypes, function.restype = (ctypes.c_char_p,), None
     return function
 
 
-def _compile(source: str, path: str, library: Path, key: str) -> None:
+def _compile(source: str, command: tuple[str, ...], library: Path, key: str) -> None:
     """Compile into a file of our own and move it into place, so that processes doing the same do no harm."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         text.write_text(source)
         result = subprocess.run(
-            [path, *FLAGS, *ARITHMETIC, *openmp(path), str(text), "-o", str(built)],
+            [*command, *FLAGS, *ARITHMETIC, *openmp(command), str(text), "-o", str(built)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if result.returncode:
             kept = library.with_suffix(".failed.cpp")
             os.replace(text, kept)
             raise CompilerError(
-                f"{path} refused a generated kernel (exit status {result.returncode}).\n"
+                f"{shlex.join(command)} refused a generated kernel (exit status {result.returncode}).\n"
                 f"Its source: {kept}\n{result.stderr}"
             )
         with built.open("ab") as file:
