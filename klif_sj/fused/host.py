@@ -41,7 +41,7 @@ class CompilerError(RuntimeError):
 
 
 def compiler() -> tuple[str, ...]:
-    """The command of the C++ compiler: ``$CXX``, which may have several words (``ccache g++``), else g++, clang++ or c++.
+    """The C++ compiler's command: ``$CXX``, which may have several words (``ccache g++``), else g++, clang++ or c++.
 
     :raises CompilerError: if there is none
     """
