@@ -34,11 +34,12 @@ def break_layer(running: TrainingRun, name: str, at_update: int) -> None:
     layer.forward = broken  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize(
     ("layer", "kind"), [("conv1.norm", "BatchNorm2d"), ("fc1.neuron", "KLIFNode"), ("decoder.linear", "Linear")]
 )
-def test_step_and_first_layer_are_named(tmp_path: Path, layer: str, kind: str) -> None:
-    running = training(tmp_path)
+def test_step_and_first_layer_are_named(tmp_path: Path, layer: str, kind: str, backend: str) -> None:
+    running = training(tmp_path, tiny(backend=backend))
     break_layer(running, layer, at_update=UPDATES + 3)
     with pytest.raises(DivergenceError) as caught:
         running.run()
@@ -109,6 +110,23 @@ def test_the_batch_is_run_again_with_the_same_dropout(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=rf"step {UPDATES} .*It began in the layer fc1\.linear \(Linear\)"):
         running.run()
     assert len(seen) == UPDATES + 1
+
+
+def test_what_a_block_adds_up_is_its_own(tmp_path: Path) -> None:
+    """Every layer within the block gives finite values; their sum overflows."""
+
+    class Doubling(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + torch.finfo(x.dtype).max + torch.finfo(x.dtype).max
+
+    module = training(tmp_path).module
+    module.net.conv1.norm = Doubling(module.net.conv1.norm)
+    found = broken_in_forward(module, torch.rand(3, 1, 8, 8))
+    assert found == "It began in the layer conv1.norm (Doubling): its input is finite, its output is not"
 
 
 def test_the_search_leaves_no_hook_and_no_state(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from spikingjelly.activation_based import functional
+from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from .module import SpikingClassifier
@@ -87,11 +89,7 @@ def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
 
         return look
 
-    hooks = [
-        layer.register_forward_hook(hook(name))
-        for name, layer in module.net.named_modules()
-        if next(layer.children(), None) is None or name.endswith("neuron")
-    ]
+    hooks = [layer.register_forward_hook(hook(name)) for name, layer in _layers(module.net)]
     try:
         module(x)
     finally:
@@ -99,6 +97,14 @@ def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
             handle.remove()
         functional.reset_net(module.net)
     return found[0] if found else None
+
+
+def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a network by name, but those within a neuron: its surrogate may run as part of a kernel only."""
+    for name, layer in net.named_children():
+        yield prefix + name, layer
+        if not isinstance(layer, BaseNode):
+            yield from _layers(layer, f"{prefix}{name}.")
 
 
 def _broken_in_backward(net: nn.Module) -> str | None:
