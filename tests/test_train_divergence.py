@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from train_cases import UPDATES, finished_epochs, tiny, training
 
 from klif_sj import cli
 from klif_sj.training.data.module import DataModule
-from klif_sj.training.divergence import DivergenceError, broken_in_forward
+from klif_sj.training.divergence import DivergenceError, StopOnDivergence, broken_in_forward
 from klif_sj.training.run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,6 +112,30 @@ def test_the_batch_is_run_again_with_the_same_dropout(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=rf"step {UPDATES} .*It began in the layer fc1\.linear \(Linear\)"):
         running.run()
     assert len(seen) == UPDATES + 1
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning")
+def test_overflow_while_the_scaler_looks_for_its_scale_is_its_affair(tmp_path: Path) -> None:
+    module, stop = training(tmp_path).module, StopOnDivergence()
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+
+    def step(scale: float, loss: float) -> None:
+        plugin = MixedPrecision("16-mixed", "cuda", torch.amp.GradScaler("cpu", init_scale=scale))
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+        trainer: Any = SimpleNamespace(
+            precision_plugin=plugin, strategy=strategy, global_step=7, current_epoch=0, world_size=1
+        )
+        stop.on_train_batch_start(trainer, module, (torch.rand(2, 1, 8, 8), torch.tensor([1, 2])), 7)
+        stop.on_before_backward(trainer, module, torch.tensor(loss * scale))
+        stop.on_before_optimizer_step(trainer, module, torch.optim.Adam(module.parameters()))
+
+    step(65536.0, 0.1)
+    step(1.0, 0.1)
+    with pytest.raises(DivergenceError, match="step 8 .*: the loss is 0.1, the norm of its gradient inf"):
+        step(0.5, 0.1)
+    with pytest.raises(DivergenceError, match="the loss is nan"):
+        step(65536.0, float("nan"))
 
 
 def test_what_a_block_adds_up_is_its_own(tmp_path: Path) -> None:
