@@ -114,7 +114,7 @@ def test_the_batch_is_run_again_with_the_same_dropout(tmp_path: Path) -> None:
     assert len(seen) == UPDATES + 1
 
 
-@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning")
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
 def test_overflow_while_the_scaler_looks_for_its_scale_is_its_affair(tmp_path: Path) -> None:
     module, stop = training(tmp_path).module, StopOnDivergence()
     for parameter in module.parameters():

@@ -1,1 +1,4 @@
-"""Training and comparing neurons. Needs the ``train`` extra, except for :mod:`klif_sj.training.settings`."""
+"""Training, comparing and reproducing. Needs the ``train`` extra, but for what the command line reads first.
+
+That is light to import: :mod:`.recipe`, :mod:`.settings`, :mod:`.data.info` and the modules named ``command``.
+"""
