@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from klif_sj import cli
 from klif_sj.models import NETWORKS, NEURONS
@@ -52,8 +54,12 @@ def test_recipes_are_the_papers() -> None:
         if name.startswith("klif"):
             assert (recipe.optimizer, recipe.learning_rate, recipe.loss) == ("adam", 1e-4, "rate-mse")
             assert (recipe.annealing_epochs or recipe.epochs) == 100
-        elif name != "digits":
+        elif name not in ("digits", "clif-cifar10-dvs", "clif-dvs-gesture"):
             assert (recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.epochs) == ("sgd", 0.1, 0.9, 200)
+    for name, learning_rate, batch_size, dropout in (("cifar10-dvs", 0.05, 128, 0.3), ("dvs-gesture", 0.1, 16, 0.4)):
+        recipe = load_recipe(f"clif-{name}")
+        assert (recipe.optimizer, recipe.epochs, recipe.loss) == ("sgd", 300, "clif")
+        assert (recipe.learning_rate, recipe.batch_size, recipe.dropout) == (learning_rate, batch_size, dropout)
     assert (load_recipe("clif-cifar10").batch_size, load_recipe("clif-cifar10").weight_decay) == (128, 5e-5)
     assert load_recipe("clif-cifar100").weight_decay == 5e-4
     assert {load_recipe(f"clif-{dataset}").loss for dataset in ("cifar10", "cifar100")} == {"clif"}
@@ -85,6 +91,19 @@ def test_published_accuracy_is_that_of_neuron_and_time_steps(
 
 def test_losses_have_the_names_that_recipes_use() -> None:
     assert tuple(LOSSES) == LOSS_NAMES
+
+
+def test_losses_by_hand() -> None:
+    """Two steps, one input, two classes; the label is the second."""
+    outputs = torch.tensor([[[0.0, 1.0]], [[1.0, 3.0]]])
+    labels = torch.tensor([1])
+    cross_entropies = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(-2))]
+    expected = {
+        "rate-mse": (0.5**2 + 1.0**2) / 2,  # the mean is [0.5, 2]
+        "cross-entropy": math.log(1 + math.exp(-1.5)),
+        "clif": 0.95 * sum(cross_entropies) / 2 + 0.05 * (1 + 0 + 0 + 4) / 4,
+    }
+    assert {name: float(loss(outputs, labels)) for name, loss in LOSSES.items()} == pytest.approx(expected)
 
 
 # What is refused

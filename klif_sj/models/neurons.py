@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode, LIFNode
 from torch import nn
 
+from ..checks import nearest
 from ..coding import NeuronFactory
 from ..neuron import CLIFNode, GLIFNode, KLIFNode
 
@@ -62,8 +62,7 @@ def canonical_name(name: str) -> str:
     wanted = ALIASES.get(wanted, wanted)
     if wanted in NEURONS:
         return wanted
-    nearest = difflib.get_close_matches(wanted, [*NEURONS, *ALIASES], n=1)
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    suggestion = nearest(wanted, [*NEURONS, *ALIASES])
     raise ValueError(f"neuron: expected one of {', '.join(NEURONS)}, got {name!r}{suggestion}")
 
 

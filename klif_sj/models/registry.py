@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..checks import check_bool, check_number
+from ..checks import check_bool, check_number, nearest
 from ..coding import NeuronFactory
 from .convnet import TABLE_1, table_1_network
 from .network import SpikingNetwork
@@ -40,9 +39,7 @@ def canonical_network(name: str) -> str:
     wanted = name.strip().lower()
     if wanted in NETWORKS:
         return wanted
-    nearest = difflib.get_close_matches(wanted, NETWORKS, n=1)
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}{suggestion}")
+    raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}{nearest(wanted, NETWORKS)}")
 
 
 def build_network(

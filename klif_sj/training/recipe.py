@@ -61,6 +61,8 @@ class Recipe:
     """Factor on the network's channels and features."""
     coding: bool | None = None
     """Whether the ablation's networks get the KLIF paper's coding layers; None is the network's own way."""
+    dropout: float | None = None
+    """Rate of vgg11's dropout; None is the network's own."""
     precision: str = "auto"
     gradient_clip: float | None = None
     """The largest norm of the gradient; None clips nothing."""
@@ -94,6 +96,8 @@ class Recipe:
             self._set("gradient_clip", check_positive("gradient_clip", self.gradient_clip))
         if self.coding is not None:
             check_bool("coding", self.coding)
+        if self.dropout is not None:
+            self._set("dropout", check_number("dropout", self.dropout))
         check_bool("channels_last", self.channels_last)
         for name, choices in (("optimizer", OPTIMIZERS), ("loss", LOSS_NAMES), ("precision", PRECISIONS)):
             check_choice(name, getattr(self, name), choices)

@@ -44,6 +44,7 @@ def network_of(recipe: Recipe) -> SpikingNetwork:
         classes=dataset.classes,
         width=recipe.width,
         coding=recipe.coding,
+        dropout=recipe.dropout,
     )
 
 
