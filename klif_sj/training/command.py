@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..models.neurons import NEURONS
 from ..usage import UserError, require_train_extra
 from .recipe import Recipe, load_recipe, recipe_names
 
-__all__ = ["add_train", "parse_setting", "recipe_of"]
+__all__ = ["FLAGS", "add_overrides", "add_train", "parse_setting", "recipe_of"]
 
 FLAGS: dict[str, tuple[type, str]] = {
     "neuron": (str, f"of {', '.join(NEURONS)}"),
@@ -42,21 +43,28 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", metavar="NAME", help="a recipe or a file *.toml")
     what.add_argument("--list", action="store_true", help="list the recipes and end")
-    for name, (kind, text) in FLAGS.items():
+    add_overrides(parser, FLAGS)
+    add("--out", type=Path, metavar="DIR", help="default: klif-sj-train/RECIPE-NEURON")
+    add("--resume", action="store_true", help="go on with the training that was interrupted in --out")
+    parser.set_defaults(run=train)
+
+
+def add_overrides(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
+    """What every training takes: options for these fields of a recipe, ``--set`` for any, and where it runs."""
+    add = parser.add_argument
+    for name in fields:
+        kind, text = FLAGS[name]
         add(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
     add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any value of the recipe, as TOML writes it, or none; may be given repeatedly",
+        help="any value of a recipe, as TOML writes it, or none; may be given repeatedly",
     )
     add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)")
     add("--devices", type=int, metavar="N", help="processes with a device each (default: 1, or those of torchrun)")
     add("--accelerator", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
-    add("--out", type=Path, metavar="DIR", help="default: klif-sj-train/RECIPE-NEURON")
-    add("--resume", action="store_true", help="go on with the training that was interrupted in --out")
-    parser.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> None:

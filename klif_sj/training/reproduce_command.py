@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from ..usage import UserError, require_train_extra
-from .command import FLAGS, parse_setting
+from .command import FLAGS, add_overrides, parse_setting
 from .reproduce_tables import TABLES
 
 __all__ = ["add_reproduce"]
 
-OVERRIDES = {name: flag for name, flag in FLAGS.items() if name not in ("neuron", "seed")}
+OVERRIDES = tuple(name for name in FLAGS if name not in ("neuron", "seed"))
 
 
 def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,18 +32,7 @@ def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--network", type=_names, default=(), metavar="NAMES", help="vgg16 or resnet18, in Tables 3 and 5")
     add("--neurons", type=_names, default=(), metavar="NAMES", help="such as lif,klif")
     add("--seeds", type=_seeds, default=(0,), metavar="SEEDS", help="one run for each, such as 0,1,2 (default: 0)")
-    for name, (kind, text) in OVERRIDES.items():
-        add(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other value of the recipes, as TOML writes it, or none; may be given repeatedly",
-    )
-    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)")
-    add("--devices", type=int, metavar="N", help="processes with a device each (default: 1, or those of torchrun)")
-    add("--accelerator", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    add_overrides(parser, OVERRIDES)
     add("--out", type=Path, default=Path("klif-sj-reproduce"), metavar="DIR", help="default: klif-sj-reproduce")
     parser.set_defaults(run=reproduce_table)
 
