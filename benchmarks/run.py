@@ -16,7 +16,7 @@ from bench import training as networks
 from bench.correctness import reference
 from bench.environment import environment, machine_name
 from bench.plan import SUITES, Job, jobs
-from bench.providers import OLD_LINE, Provider, can_serve, processes, providers
+from bench.providers import ALLOCATORS, OLD_LINE, Provider, can_serve, processes, providers
 from bench.rows import Results, Row
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,6 +73,12 @@ def parse_arguments() -> argparse.Namespace:
         help="folder with SpikingJelly 0.0.0.0.14, installed "
         "by pip install --target (default: .sj14, where make test puts it)",
     )
+    add(
+        "--allocator",
+        choices=ALLOCATORS,
+        default="keeping",
+        help="of the CPU's memory: one that keeps what was freed (default), or the system's as it is",
+    )
     add("--gpu-only", action="store_true", help="leave out what runs on the CPU")
     add("--name", action="store_true", help="print the machine's name, that of its folder of results, and end")
     add("--commit", help="what is measured, where git cannot tell")
@@ -87,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
     """Run every tier in one process after the other: each has another SpikingJelly, or other kernels of it."""
-    found = processes(options.old_line)
+    found = processes(options.old_line, options.allocator)
     if OLD_LINE not in found:
         print(f"SpikingJelly 0.0.0.0.14 is not in {options.old_line}: its providers are left out", file=sys.stderr)
     failed = 0
@@ -112,6 +118,7 @@ def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> N
         device = job.workload.device
         if device not in of_device:
             found = environment(device) | ({"commit": options.commit} if options.commit else {})
+            found["allocator"] = options.allocator
             of_device[device] = Results(options.out or RESULTS / machine_name(device), found)
         for row in measure(job, process, of_device[device], bandwidths, options):
             of_device[device].add(row)
@@ -188,7 +195,7 @@ def summary(row: Row) -> str:
 def print_plan(plan: list[Job], options: argparse.Namespace) -> None:
     for job in plan:
         print(f"tier {job.tier}  {job.suite:9} {job.measure:10} {job.workload.name}  ({', '.join(job.passes)})")
-        for process in processes(options.old_line):
+        for process in processes(options.old_line, options.allocator):
             for provider in serving(job, process):
                 print(f"{'':8}{provider.name}: {provider.configuration}")
     print(f"{len(plan)} workloads")

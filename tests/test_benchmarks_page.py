@@ -91,3 +91,10 @@ def test_the_gpu_script_wants_a_budget() -> None:
     told = subprocess.run(["bash", str(BENCHMARKS / "gpu.sh")], capture_output=True, text=True, check=False)
     assert told.returncode == 2
     assert "expected a number of seconds, got ''" in told.stderr
+
+
+def test_a_run_with_the_systems_allocator_says_so(tmp_path: Path) -> None:
+    for name in ("keeping", "system"):
+        write(tmp_path / name, [result("klif_sj cpp", 1.0, allocator=name)])
+    headings = [line for line in page.page(tmp_path).splitlines() if line.startswith("## ")]
+    assert headings == ["## a machine", "## a machine, the allocator as it is"]

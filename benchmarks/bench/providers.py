@@ -29,9 +29,12 @@ PROCESSES = {
 """Environment variables of the processes that providers run in: SpikingJelly reads its choice of kernels once, at
 import. A further process, ``old-line``, has SpikingJelly 0.0.0.0.14 on its path."""
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
-"""glibc's malloc keeps what was freed, in every process: else a large tensor is new pages each time or not, depending
-on what ran before, and whoever comes first pays for page faults that the next does not have."""
+ALLOCATORS = {
+    "keeping": {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)},
+    "system": {},
+}
+"""By name, the environment of every process. With ``keeping``, glibc's malloc keeps what was freed: by its defaults a
+large tensor is new pages in each call or not, depending on what ran before, and zeroing them is part of the time."""
 
 OLD_LINE = "old-line"
 
@@ -154,12 +157,12 @@ def providers(process: str) -> Iterator[Provider]:
     )  # fmt: skip
 
 
-def processes(old_line: Path | None) -> dict[str, dict[str, str]]:
+def processes(old_line: Path | None, allocator: str) -> dict[str, dict[str, str]]:
     """The processes to run providers in, with the environment of each."""
-    found = {name: ALLOCATOR | variables for name, variables in PROCESSES.items()}
+    found = {name: ALLOCATORS[allocator] | variables for name, variables in PROCESSES.items()}
     if old_line and (old_line / "spikingjelly").is_dir():
         path = [str(old_line.resolve()), os.environ.get("PYTHONPATH", "")]
-        found[OLD_LINE] = ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        found[OLD_LINE] = ALLOCATORS[allocator] | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     return found
 
 

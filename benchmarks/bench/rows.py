@@ -41,6 +41,7 @@ FIELDS = (
     "device",
     "threads",
     "device_name",
+    "allocator",
     "driver",
     "cuda",
     "python",
@@ -87,7 +88,7 @@ class Results:
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(_text(row.get(name)) for name in (*MEASUREMENT, "commit", "device_name"))
+        return tuple(_text(row.get(name)) for name in (*MEASUREMENT, "commit", "device_name", "allocator"))
 
 
 def read_rows(path: Path) -> list[Row]:
