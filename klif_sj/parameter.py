@@ -75,6 +75,23 @@ def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
     return _ClampedThrough.apply(raw, low, high)
 
 
+def sigmoids(raws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sigmoid of each tensor, by name.
+
+    Those that are alike are computed together: one small operation each would take longer than a layer's kernel.
+    """
+    alike: dict[Any, list[str]] = {}
+    for name, raw in raws.items():
+        alike.setdefault((raw.shape, raw.requires_grad), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in alike.values():
+        if len(names) == 1:
+            found[names[0]] = torch.sigmoid(raws[names[0]])
+        else:
+            found.update(zip(names, torch.stack([raws[name] for name in names]).sigmoid().unbind(), strict=True))
+    return {name: found[name] for name in raws}
+
+
 def fit_to_input(
     what: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, channel_dim: int, dtype: torch.dtype
 ) -> Tensor | PerStep:

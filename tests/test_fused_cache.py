@@ -39,6 +39,7 @@ def use_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     def use(folder: Path) -> None:
         monkeypatch.setenv("KLIF_SJ_CACHE", str(folder))
         host.load.cache_clear()
+        host.prepared.cache_clear()
 
     return use
 
@@ -147,6 +148,7 @@ def test_a_whole_artefact_is_used_as_it_is(
     use_folder(tmp_path)
     expected = run()
     host.load.cache_clear()
+    host.prepared.cache_clear()
     monkeypatch.setattr(host, "_compile", None)
     assert_equal(run(), expected)
 

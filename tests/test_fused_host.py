@@ -70,8 +70,10 @@ def test_a_kept_result_gives_eager_gradients() -> None:
 def every_output_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(host, "LARGE", 0)
     host.load.cache_clear()
+    host.prepared.cache_clear()
     yield
     host.load.cache_clear()
+    host.prepared.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)

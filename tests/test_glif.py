@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from neurons import CPU_BACKENDS
 from tolerance import assert_close, assert_equal
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from klif_sj import GLIFNode, Rect
 from klif_sj.compat import SPIKINGJELLY_2
@@ -123,11 +126,33 @@ def test_channels_in_another_dimension(backend: str) -> None:
     assert_equal(other(x.transpose(2, 3)).transpose(2, 3), node(x))
 
 
-def test_sigmoids_are_computed_once_per_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    node, sizes, sigmoid = GLIFNode(T, C, backend="torch"), [], torch.sigmoid
-    monkeypatch.setattr(torch, "sigmoid", lambda raw: (sizes.append(raw.numel()), sigmoid(raw))[1])
-    node(torch.randn(T, N, C, F))
-    assert sorted(sizes) == [C] * 7 + [T * C]
+class SigmoidSizes(TorchDispatchMode):
+    """Notes of how many elements each sigmoid is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.sigmoid.default:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_sigmoids_are_computed_once_per_forward() -> None:
+    """For the seven parameters by channel together, and for the conductances."""
+    node = GLIFNode(T, C, backend="torch")
+    with SigmoidSizes() as sigmoids:
+        node(torch.randn(T, N, C, F))
+    assert sorted(sigmoids.sizes) == sorted([7 * C, T * C])
+
+
+def test_parameters_of_one_shape_learn_or_not_each_by_itself() -> None:
+    node = GLIFNode(T, C, learn_gates=False)
+    node(torch.randn(T, N, C, F)).sum().backward()
+    assert {name for name, p in node.named_parameters() if p.grad is not None} == {
+        name for name, p in node.named_parameters() if name not in GATES
+    }
 
 
 def test_another_batch_size_in_single_step_mode_starts_at_the_first_step_again() -> None:

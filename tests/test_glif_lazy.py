@@ -124,7 +124,7 @@ def test_what_an_uninitialised_node_cannot_do_says_so() -> None:
     node = GLIFNode()
     with pytest.raises(RuntimeError, match=r"uninitialized parameters can't be used with `DataParallel`"):
         node._replicate_for_data_parallel()
-    with pytest.raises(ValueError, match="uninitialized parameter"):
+    with pytest.raises(RuntimeError, match="uninitialized parameter"):
         node.multi_step_forward(torch.randn(T, N, C))
     node(torch.randn(T, N, C))
     assert node._replicate_for_data_parallel().T == T

@@ -15,7 +15,7 @@ from .layout import Geometry
 Tensors = Sequence[Tensor | None]
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """What a launch is told; call.h says what each field means. An empty sequence or None is null."""
 
@@ -39,24 +39,24 @@ class Call:
     def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
         """The block: addresses of tensors, and numbers, 8 bytes each, in the order of call.h."""
         none = (0,) * states
-        parameters = _addresses(self.parameters) or (0,)
+        parameters = _addresses(self.parameters, (0,))
         outer, channels, inner = self.geometry
         return _layout(states, len(parameters)).pack(
             self.x.data_ptr(),
             self.x.stride(0),
             _address(self.spikes),
-            *(_addresses(self.initial) or none),
+            *_addresses(self.initial, none),
             *(self.initial_value or none),
-            *(_addresses(self.final) or none),
+            *_addresses(self.final, none),
             _address(self.checkpoints),
-            *(_addresses(self.sequences) or none),
+            *_addresses(self.sequences, none),
             *parameters,
             _address(self.grad_spikes),
             0 if self.grad_spikes is None else self.grad_spikes.stride(0),
-            *(_addresses(self.grad_final) or none),
-            *(_addresses(self.grad_sequences) or none),
+            *_addresses(self.grad_final, none),
+            *_addresses(self.grad_sequences, none),
             _address(self.grad_x),
-            *(_addresses(self.grad_initial) or none),
+            *_addresses(self.grad_initial, none),
             _address(self.partial),
             _address(self.grad_parameters),
             outer,
@@ -85,5 +85,5 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _addresses(tensors: Tensors) -> tuple[int, ...]:
-    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+def _addresses(tensors: Tensors, none: Sequence[int]) -> Sequence[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors] if tensors else none

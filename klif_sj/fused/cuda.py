@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from .call import Call
-from .kernel import SEGMENT, Kernel, segment_of
+from .kernel import Kernel
 from .layout import Geometry
+from .program import SEGMENT
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
@@ -60,7 +61,7 @@ def vector_width(kernel: Kernel) -> int:
     """
     size = kernel.dtype.itemsize
     width = 8 if size == 2 else min(1 << (max(64 // (kernel.segment * size), 1).bit_length() - 1), 16 // size)
-    most = UNROLLED // 2 if segment_of(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
+    most = UNROLLED // 2 if kernel.program.segment < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
     while width > 1 and (width * kernel.segment > most or _registers(kernel, width) > REGISTERS):
         width //= 2
     return width

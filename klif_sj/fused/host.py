@@ -179,21 +179,24 @@ def _processor() -> str:
 
 def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
-    rows, sums = _partial_sums(kernel, call.geometry)
-    threads = 1 if call.geometry.neurons * kernel.steps < SERIAL_LIMIT or _forked else torch.get_num_threads()
+    function, states, rows, sums, small = prepared(kernel, call.geometry)
     if call.grad_parameters is not None:
         call.partial = call.grad_parameters.new_empty(sums)
-    load(kernel)(call.pack(len(kernel.program.states), rows, threads))
+    function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads()))
 
 
 @functools.lru_cache(maxsize=1024)
-def _partial_sums(kernel: Kernel, geometry: Geometry) -> tuple[int, int]:
-    """Outer positions that share a row of partial sums, and how many sums there are in all. Set by the shape alone."""
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], None], int, int, int, bool]:
+    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many outer
+    positions share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
+    """
     outer, channels, inner = geometry
     if kernel.columns:
         rows = max(math.ceil(outer / 64), 1)
-        return rows, math.ceil(outer / rows) * kernel.grads * channels
-    return 1, outer * channels * math.ceil(inner / LANES) * kernel.grads
+        sums = math.ceil(outer / rows) * kernel.grads * channels
+    else:
+        rows, sums = 1, outer * channels * math.ceil(inner / LANES) * kernel.grads
+    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

@@ -11,17 +11,6 @@ import torch
 from .program import Parameter, Program
 
 STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float", torch.float64: "double"}
-SEGMENT = 16
-"""Steps that are unrolled at a time; a longer sequence is walked in segments, its states stored in between."""
-
-
-def segment_of(program: Program) -> int:
-    """:data:`SEGMENT`, or less for a program that learns several parameters with a value for each step.
-
-    A thread holds the gradients of a segment's steps in registers, so there must not be too many.
-    """
-    stepwise = sum(p.per_step for p in program.learned)
-    return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class Kernel:
 
     @property
     def segment(self) -> int:
-        return min(segment_of(self.program), self.steps)
+        return min(self.program.segment, self.steps)
 
     @property
     def totals(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import cuda, host
 from .call import Call
-from .kernel import Kernel, segment_of
+from .kernel import Kernel
 from .layout import Geometry, empty_sequence, empty_step, geometry, step_strides, with_layout
 from .program import Program
 
@@ -107,7 +107,7 @@ def _outputs(
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
     spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype)
     final = [empty_step(x_seq, strides, dtype) for _ in range(states)]
-    saved = (steps - 1) // segment_of(program) if checkpoint else 0
+    saved = (steps - 1) // program.segment if checkpoint else 0
     checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
     sequences = [empty_sequence(x_seq, steps, strides, dtype) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences

@@ -18,6 +18,9 @@ import torch
 from .source import c_identifier, function_body, worth_keeping
 from .trace import Graph, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
+SEGMENT = 16
+"""Steps that are walked at a time; a longer sequence is walked in segments, its states stored in between."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -50,6 +53,15 @@ class Program:
     @functools.cached_property
     def learned(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.learned)
+
+    @functools.cached_property
+    def segment(self) -> int:
+        """:data:`SEGMENT`, or less where several parameters with a value for each step are learned.
+
+        A GPU's thread holds the gradients of a segment's steps in registers, so there must not be too many.
+        """
+        stepwise = sum(p.per_step for p in self.learned)
+        return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
 
     def encode(self) -> str:
         return json.dumps(asdict(self))

@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from ..checks import check_bool, check_choice, check_input, check_number
-from ..parameter import PerStep
+from ..parameter import PerStep, sigmoids
 from ..surrogate import Rect
 from .base import EffectiveParameters, FusedNode
 
@@ -152,10 +152,8 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     def effective_parameters(self) -> EffectiveParameters:
         values: EffectiveParameters = {}
-        for name, raw in self._parameters.items():
-            if raw is None:
-                continue
-            value = torch.sigmoid(raw)
+        raws = {name: raw for name, raw in self._parameters.items() if raw is not None}
+        for name, value in sigmoids(raws).items():
             if name in GATES and self.gates == "hard":
                 # Exactly 0 or 1, as the subtraction is exact; the gradient passes straight through to the sigmoid.
                 value = value + ((value > 0.5).to(value) - value).detach()
