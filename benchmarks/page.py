@@ -101,14 +101,14 @@ def layer_table(groups: list[dict[str, Row]]) -> Iterator[str]:
 
 
 def overhead_table(groups: list[dict[str, Row]]) -> Iterator[str]:
-    hosts = [group for group in groups if any_of(group)["launch"] == "host" or "first" in any_of(group)["launch"]]
+    hosts = [group for group in groups if any_of(group)["launch"].startswith(("host", "first"))]
     if not hosts:
         return
     yield "### Overhead\n"
     yield (
-        "The time of a call with next to nothing to compute, and of the first training step in a new process, once "
-        "with empty caches of compiled kernels and once "
-        "with those that it left.\n"
+        "The time of a call with next to nothing to compute, of a layer by itself and of each of eight further ones "
+        "behind it, for which what surrounds a network is paid already; and of the first training step in a new "
+        "process, once with empty caches of compiled kernels and once with those that it left.\n"
     )
     names = sorted({name for group in hosts for name in group})
     lines = []

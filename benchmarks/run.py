@@ -39,8 +39,7 @@ def main() -> int:
         print_plan(plan, options)
         return 0
     if options.process:
-        run_process(plan, options, options.process)
-        return 0
+        return run_process(plan, options, options.process)
     return run_processes(plan, options)
 
 
@@ -107,9 +106,10 @@ def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
     return failed
 
 
-def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> None:
-    """Measure the jobs of one tier with the providers of one process."""
+def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> int:
+    """Measure the jobs of one tier with the providers of one process; 1 if any of them could not be measured."""
     process, tier = request.split(":")
+    failed = 0
     of_device: dict[str, Results] = {}
     bandwidths: dict[tuple[str, int], float] = {}
     for job in plan:
@@ -120,9 +120,14 @@ def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> N
             found = environment(device) | ({"commit": options.commit} if options.commit else {})
             found["allocator"] = options.allocator
             of_device[device] = Results(options.out or RESULTS / machine_name(device), found)
-        for row in measure(job, process, of_device[device], bandwidths, options):
-            of_device[device].add(row)
-            print(summary(row), flush=True)
+        try:
+            for row in measure(job, process, of_device[device], bandwidths, options):
+                of_device[device].add(row)
+                print(summary(row), flush=True)
+        except Exception as error:  # the other jobs' turn is still to come
+            print(f"{job.suite}: {job.workload.name}: {layer.failure(error)}", file=sys.stderr, flush=True)
+            failed = 1
+    return failed
 
 
 def measure(

@@ -328,3 +328,20 @@ def test_training_is_not_timed_with_other_neurons_or_losses(monkeypatch: pytest.
     (drifted,) = training.measure(job, [provider(SlowerLeak)], 0.001)
     assert drifted["status"].startswith("refused: a loss of 10 differs by")
     assert "images_per_s" not in bad.keys() | drifted.keys()
+
+
+def test_a_job_that_cannot_be_measured_leaves_the_others_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [job for job in jobs(("cpu",), "cpu", quick=True) if job.tier == 0][:2]
+
+    def measure(job: Any, *_: Any) -> Any:
+        if job is plan[0]:
+            raise ValueError("no reference")
+        yield {"suite": "cpu", "workload": job.workload.name, "status": "ok", "median_us": 1.0}
+
+    monkeypatch.setattr(run, "measure", measure)
+    options = argparse.Namespace(out=tmp_path, commit="12e4567890", allocator="keeping")
+    assert run.run_process(plan, options, "main:0") == 1
+    assert "ValueError: no reference" in capsys.readouterr().err
+    assert [row["workload"] for row in rows.read_rows(tmp_path / rows.FILE)] == [plan[1].workload.name]

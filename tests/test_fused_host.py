@@ -92,3 +92,15 @@ def test_stores_around_the_caches_change_nothing(dtype: torch.dtype, size: int, 
         torch.set_num_threads(threads)
     for expected, actual in zip(ordinary, streamed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
+
+
+def test_a_sequence_may_be_longer_than_a_stack_holds_sums() -> None:
+    """Five parameters with a value for each of 4000 steps: their sums for a block would be 20 MB."""
+    x = current(4000, 1, 2, 3, dtype=torch.float64)
+    eager, kernel = (
+        train(partial(make_glif, 4000, 2, time_wise=True, step_mode="m", backend=backend), x)
+        for backend in ("torch", "cpp")
+    )
+    assert torch.equal(eager[0], kernel[0])
+    for expected, actual in zip(eager[1:], kernel[1:], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)

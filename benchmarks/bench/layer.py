@@ -24,6 +24,8 @@ from .workload import Workload
 
 COPY = "copy"
 
+FURTHER_LAYERS = 8
+
 
 def failure(error: Exception) -> str:
     """A row's status for an exception."""
@@ -137,10 +139,28 @@ def time_host(
     job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
     min_seconds: float,
 ) -> Iterator[Row]:  # fmt: skip
-    passes = timing.Passes(node, run, inputs_in_turn(job.workload, run))
+    """Of a layer by itself, and of each further one in a network: what surrounds them there is paid for once."""
+    inputs = inputs_in_turn(job.workload, run)
+
+    def clock(passes: timing.Passes, of_pass: str) -> timing.Timing:
+        return timing.by_the_clock(passes.call(of_pass), job.workload.device, calls=100, samples=20, wait=False)
+
+    layers = [(node, run)]
+    if not provider.compiled:  # which makes one thing of a whole network
+        layers += [runner(provider, job.workload) for _ in range(FURTHER_LAYERS)]
+
+    def run_all(x: Tensor) -> Tensor:
+        for _, layer in layers:
+            x = layer(x)
+        return x
+
     for of_pass in job.passes:
-        found = timing.by_the_clock(passes.call(of_pass), job.workload.device, calls=100, samples=20, wait=False)
-        yield {**about, "pass": of_pass, "launch": "host"} | found.columns()
+        one = clock(timing.Passes(node, run, inputs), of_pass)
+        yield {**about, "pass": of_pass, "launch": "host"} | one.columns()
+        if len(layers) > 1:
+            network = nn.ModuleList(module for module, _ in layers)
+            further = clock(timing.Passes(network, run_all, inputs), of_pass).beyond(one, FURTHER_LAYERS)
+            yield {**about, "pass": of_pass, "launch": "host, a further layer"} | further.columns()
 
 
 def time_first_call(

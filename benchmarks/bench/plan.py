@@ -162,7 +162,7 @@ def training(device: str, quick: bool) -> Iterator[Job]:
         return Job("training", tier, Training(*task, device=device, **options), "training", compiled=compiled)
 
     if device == "cpu":
-        for neuron in MAIN[:1] if quick else MAIN:
+        for neuron in ("klif",) if quick else ("klif", "clif", "glif-layer"):
             yield job(1, "fashion-mnist", neuron, 4, 4 if quick else 16, width=0.125, compiled=False)
         return
     networks = ("fashion-mnist",) if quick else ("fashion-mnist", "resnet18", "sew-resnet18", "vgg16")

@@ -213,19 +213,16 @@ def run_program(
     """Spikes, final states, checkpoints, and the recorded states: the forward operator, with its gradient."""
     if torch.compiler.is_compiling():
         return torch.ops.klif_sj.forward(text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
-    return list(
-        _Eager.apply(text, initial_value, channel_dim, learns, record, len(initial), x_seq, *initial, *parameters)
-    )
+    asked = (text, initial_value, channel_dim, learns, record, len(initial))
+    return list(_Eager.apply(asked, x_seq, *initial, *parameters))
 
 
 class _Eager(torch.autograd.Function):
     """What ``register_autograd`` does for the forward operator, at a fraction of its cost a call."""
 
     @staticmethod
-    def forward(
-        ctx: Any, text: str, initial_value: list[float], channel_dim: int | None, learns: bool, record: bool,
-        n_initial: int, x_seq: Tensor, *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(ctx: Any, asked: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        text, initial_value, channel_dim, learns, record, n_initial = asked  # one argument, as torch looks at each
         initial, parameters = list(tensors[:n_initial]), list(tensors[n_initial:])
         inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
         output = _call(_forward, torch.ops.klif_sj.forward, inputs)
@@ -236,8 +233,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[6])
-        return None, None, None, None, None, None, grad_x, *grad_initial, *grad_parameters
+        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[1])
+        return None, grad_x, *grad_initial, *grad_parameters
 
 
 def _call(implementation: Callable[..., list[Tensor]], operator: Any, inputs: tuple[Any, ...]) -> list[Tensor]:

@@ -170,7 +170,7 @@ INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t,
 INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                            const real *x, const Lanes (&before)[STATES], const Lanes (&kept)[AT_LEAST_ONE(KEPT)],
                            const real *grad_spikes, real *grad_x, Lanes (&grad_states)[STATES],
-                           Lanes (&sums)[AT_LEAST_ONE(GRADS)]) {
+                           Lanes (&totals)[AT_LEAST_ONE(TOTALS)], Lanes (&stepwise)[AT_LEAST_ONE(STEPWISE)]) {
     State state, grad_state;
     Parameters p;
     real keep[AT_LEAST_ONE(KEPT)], grad_p[AT_LEAST_ONE(LEARNED)], grad;
@@ -184,23 +184,22 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
     step_backward(x[lane], state, p, keep, grad_spikes[lane], grad_state, grad_p, grad);
     grad_x[lane] = grad;
     unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
-    unroll<TOTALS>([&](auto q) LAMBDA { sums[q][lane] += grad_p[q]; });
-    unroll<STEPWISE>([&](auto q) LAMBDA { sums[TOTALS + q * T + t][lane] += grad_p[TOTALS + q]; });
+    unroll<TOTALS>([&](auto q) LAMBDA { totals[q][lane] += grad_p[q]; });
+    unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = grad_p[TOTALS + q]; });
 }
 
-// Adds a block's sums to its partial ones: by channel with COLUMNS, else over the lanes, in halves, which vectorises.
-static void store_sums(const Call &call, const Block &block, Lanes (&sums)[AT_LEAST_ONE(GRADS)]) {
-    for (int g = 0; g < GRADS; g++) {
-        real *to = call.partial + block.slot + g * block.grad_stride, *from = sums[g];
-        if (COLUMNS) {
-            for (int lane = 0; lane < block.lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + from[lane];
-            continue;
-        }
-        for (int half = LANES / 2; half; half /= 2)
-#pragma omp simd
-            for (int lane = 0; lane < half; lane++) from[lane] += from[half + lane];
-        *to = from[0];
+// Adds a block's sums of gradient g to the partial ones: by channel with COLUMNS, else over the lanes, in halves, which
+// vectorises. Lanes that the block does not have are zero.
+static void store_sum(const Call &call, const Block &block, int g, Lanes &from) {
+    real *to = call.partial + block.slot + g * block.grad_stride;
+    if (COLUMNS) {
+        for (int lane = 0; lane < block.lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + from[lane];
+        return;
     }
+    for (int half = LANES / 2; half; half /= 2)
+#pragma omp simd
+        for (int lane = 0; lane < half; lane++) from[lane] += from[half + lane];
+    *to = from[0];
 }
 
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
@@ -226,10 +225,12 @@ extern "C" void backward(const Call *launch) {
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
-        Lanes states[STATES], grad_states[STATES], sums[AT_LEAST_ONE(GRADS)], grads, outputs;
+        Lanes states[STATES], grad_states[STATES], grads, outputs;
+        Lanes totals[AT_LEAST_ONE(TOTALS)], stepwise[AT_LEAST_ONE(STEPWISE)];
         Lanes before[SEGMENT][STATES], kept[SEGMENT][AT_LEAST_ONE(KEPT)], inputs[CONVERTS ? SEGMENT : 1];
         const real *x[SEGMENT];
-        memset(sums, 0, sizeof(sums));
+        memset(totals, 0, sizeof(totals));
+        memset(stepwise, 0, sizeof(stepwise));
         for (int j = 0; j < STATES; j++) {
             if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + block.first, lanes * sizeof(real));
             else memset(grad_states[j], 0, sizeof(grad_states[j]));
@@ -258,13 +259,14 @@ extern "C" void backward(const Call *launch) {
 #pragma omp simd
                 for (int64 lane = 0; lane < lanes; lane++)
                     step_back_lane(view, block, lane, t, shared, x[s], before[s], kept[s], grad_spikes, grad_x,
-                                   grad_states, sums);
+                                   grad_states, totals, stepwise);
                 store_row(outputs, to, lanes, stream);
+                for (int q = 0; q < STEPWISE; q++) store_sum(call, block, TOTALS + q * T + t, stepwise[q]);
             }
         }
         for (int j = 0; j < STATES; j++)
             if (call.grad_initial[j]) memcpy(call.grad_initial[j] + block.first, grad_states[j], lanes * sizeof(real));
-        store_sums(call, block, sums);
+        for (int q = 0; q < TOTALS; q++) store_sum(call, block, q, totals[q]);
     });
     finish(call);
 }
