@@ -68,7 +68,8 @@ def draw_growth(folder: Path, device: str, neuron: str, rows: list[Row], colours
         if row["suite"] in ("kernels", "cpu")
         and (row["neuron"], row["pass"], row["dtype"], row["layout"]) == (neuron, "both", "float32", "contiguous")
     ]
-    threads = max((row["threads"] or 0 for row in rows), default=0)
+    measured = Counter(row["threads"] or 0 for row in rows)
+    threads = max(measured, key=lambda number: (measured[number], number), default=0)
     rows = [row for row in rows if (row["threads"] or 0) == threads]
     panels = {"neuron-steps": ("T", size), "T": (size, "T")}
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=False)
