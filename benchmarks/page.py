@@ -94,7 +94,7 @@ def layer_table(groups: list[dict[str, Row]]) -> Iterator[str]:
         cells = [short(row), row["pass"] + graph]
         cells += [duration(own), f"{own['percent_of_copy']:.0f}"] if own else [state(group), ""]
         ratio = own and limit and limit["median_us"] and own["median_us"] / limit["median_us"]
-        cells += [f"{ratio:.2g}x" if ratio else ""]
+        cells += [f"{ratio:.3g}x" if ratio else ""]
         cells += [against(group.get(name), own) for name in rivals]
         lines.append(cells)
     yield table(head, lines)
