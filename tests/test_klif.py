@@ -246,6 +246,19 @@ def test_the_gradient_at_a_bound_does_not_depend_on_the_step_mode(raw: float) ->
     assert_close(gradients[1], gradients[0])
 
 
+def test_k_that_changes_within_a_sequence_counts_in_the_next() -> None:
+    x, results = current(), []
+    for change in (False, True):
+        node = KLIFNode(step_mode="s", init_k=2.0)
+        spikes = [node(x[0])]
+        if change:
+            with torch.no_grad():
+                node.k.fill_(9.0)
+        spikes += [node(step) for step in x[1:]]
+        results.append(torch.stack(spikes))
+    assert_equal(*results)
+
+
 def test_k_comes_back_from_beyond_its_bounds() -> None:
     node = KLIFNode(step_mode="m")
     node.k.data.fill_(5.3)
