@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from neurons import CASES, CPU_BACKENDS, STEPS, Case
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from klif_sj import FusedNode, KLIFNode, LearnableATan, fused
@@ -163,6 +165,63 @@ def test_inference_saves_nothing() -> None:
     node.reset()
     with torch.inference_mode():
         assert node(x).is_inference()
+
+
+OPERATORS = {"klif_sj::forward", "klif_sj::backward"}
+
+
+def test_a_profiler_sees_the_operators() -> None:
+    """A call that nobody watches goes round the dispatcher; one that somebody watches does not."""
+    node = KLIFNode(step_mode="m", backend="cpp")
+    with torch.profiler.profile() as profile:
+        node(inputs()).sum().backward()
+    assert {event.key for event in profile.key_averages()} >= OPERATORS
+
+
+def test_a_dispatch_mode_sees_the_operators() -> None:
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    node = KLIFNode(step_mode="m", backend="cpp")
+    with Watch():
+        node(inputs()).sum().backward()
+    assert seen >= OPERATORS
+
+
+class Watched(Tensor):
+    """Sees the operators that are called with it."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    seen: ClassVar[set[str]] = set()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.add(func._schema.name)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("which", ["x", "state", "parameter"])
+def test_a_tensor_of_another_class_sees_the_operators(which: str) -> None:
+    """Only a plain tensor is known to have its values in memory: whatever else there is in a call is asked."""
+    node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(STEPS, 3, 5)
+    if which == "parameter":
+        node.effective_parameters = lambda: {"k": node.k.detach().as_subclass(Watched)}
+    if which == "state":
+        node.v = torch.zeros(3, 5).as_subclass(Watched)
+    Watched.seen.clear()
+    node(x.as_subclass(Watched) if which == "x" else x)
+    assert "klif_sj::forward" in Watched.seen
+
+
+def test_fake_tensors_pass() -> None:
+    with FakeTensorMode():
+        node = KLIFNode(step_mode="m", backend="cpp")
+        node.k = nn.Parameter(torch.rand(()))  # of no known value, as a parameter of a model that is only planned
+        assert node(torch.empty(STEPS, 3, 5)).shape == (STEPS, 3, 5)
 
 
 def test_source_is_shown_for_a_length_and_a_dtype() -> None:

@@ -225,7 +225,7 @@ class _Eager(torch.autograd.Function):
         text, initial_value, channel_dim, learns, record, n_initial = asked  # one argument, as torch looks at each
         initial, parameters = list(tensors[:n_initial]), list(tensors[n_initial:])
         inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
-        output = _call(_forward, torch.ops.klif_sj.forward, inputs)
+        output = _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *tensors))
         ctx.set_materialize_grads(False)
         if learns:
             _save(ctx, inputs, output)
@@ -237,11 +237,19 @@ class _Eager(torch.autograd.Function):
         return None, grad_x, *grad_initial, *grad_parameters
 
 
-def _call(implementation: Callable[..., list[Tensor]], operator: Any, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """The operator, below autograd; its implementation itself where nobody watches operators, at half the cost."""
-    x_seq = inputs[1]
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def _call(
+    implementation: Callable[..., list[Tensor]], operator: Any, inputs: tuple[Any, ...],
+    tensors: Sequence[Tensor | None],
+) -> list[Tensor]:  # fmt: skip
+    """The operator, below autograd; its implementation itself where nobody watches operators, at half the cost.
+
+    ``tensors`` are those among the inputs: a subclass has its own idea of an operator, and perhaps no memory.
+    """
     watched = torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
-    if type(x_seq) is Tensor and x_seq.device.type in ("cpu", "cuda") and not watched:
+    if not watched and _PLAIN.issuperset(map(type, tensors)) and inputs[1].device.type in ("cpu", "cuda"):
         return implementation(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*inputs)
@@ -268,7 +276,7 @@ def _gradients_of(
     if torch.is_grad_enabled():  # create_graph: the operator's own autograd refuses if it is differentiated
         found = torch.ops.klif_sj.backward(*inputs)
     else:
-        found = _call(_backward, torch.ops.klif_sj.backward, inputs)
+        found = _call(_backward, torch.ops.klif_sj.backward, inputs, (x_seq, checkpoints, *rest, *grads))
     remaining = iter(found)
     grad_x = next(remaining) if need_x else None
     grad_initial = [next(remaining) for _ in range(n_initial)]
