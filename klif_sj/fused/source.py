@@ -148,14 +148,15 @@ def literal(value: float | bool, dtype: torch.dtype) -> str:
 def worth_keeping(graph: Graph, step: Collection[str]) -> list[int]:
     """The costly operations that the outputs named ``step`` need and the other outputs need as well, by index.
 
-    Where the step runs before the others are wanted, their results may be kept for them.
+    Where the step runs before the others are wanted, their results may be kept for them: those of the arithmetic's
+    dtype, which what they are kept in has.
     """
     in_step, wanted, found = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
     for index in range(len(graph.operations) - 1, -1, -1):
         if index not in wanted:
             continue
         operation = graph.operations[index]
-        if index in in_step and operation.name in COSTLY:
+        if index in in_step and operation.name in COSTLY and operation.dtype == graph.dtype:
             found.append(index)
         else:
             wanted.update(operation.reads())
