@@ -26,7 +26,7 @@ def main() -> int:
     options = parse_arguments()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.name:
-        print(machine_name(device))
+        print(default_folder(device, options.allocator).name)
         return 0
     suites = SUITES if options.suite == "all" else (options.suite,)
     plan = [job for job in jobs(suites, device, options.quick) if job.tier <= options.tiers]
@@ -90,6 +90,12 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+def default_folder(device: str, allocator: str) -> Path:
+    """Where results go: a folder for the machine, and another one for each other allocator."""
+    suffix = "" if allocator == "keeping" else f"-{allocator}-allocator"
+    return RESULTS / f"{machine_name(device)}{suffix}"
+
+
 def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
     """Run every tier in one process after the other: each has another SpikingJelly, or other kernels of it."""
     found = processes(options.old_line, options.allocator)
@@ -119,7 +125,7 @@ def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> i
         if device not in of_device:
             found = environment(device) | ({"commit": options.commit} if options.commit else {})
             found["allocator"] = options.allocator
-            of_device[device] = Results(options.out or RESULTS / machine_name(device), found)
+            of_device[device] = Results(options.out or default_folder(device, options.allocator), found)
         try:
             for row in measure(job, process, of_device[device], bandwidths, options):
                 of_device[device].add(row)

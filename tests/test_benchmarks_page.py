@@ -15,7 +15,9 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import page  # noqa: E402
 import plot  # noqa: E402
+import run  # noqa: E402
 from bench import report, rows  # noqa: E402
+from bench.providers import ALLOCATORS  # noqa: E402
 from bench.workload import Workload  # noqa: E402
 
 ENVIRONMENT = {"commit": "12e4567890", "device_name": "a machine", "date": "2026-11-22", "torch": "2.11.0"}
@@ -98,3 +100,8 @@ def test_a_run_with_the_systems_allocator_says_so(tmp_path: Path) -> None:
         write(tmp_path / name, [result("klif_sj cpp", 1.0, allocator=name)])
     headings = [line for line in page.page(tmp_path).splitlines() if line.startswith("## ")]
     assert headings == ["## a machine", "## a machine, the allocator as it is"]
+
+
+def test_each_allocator_has_a_folder_of_its_own() -> None:
+    folders = {run.default_folder("cpu", allocator) for allocator in ALLOCATORS}
+    assert len(folders) == len(ALLOCATORS)
