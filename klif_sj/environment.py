@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     report = {
         "klif_sj": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "platform": " ".join(filter(None, (platform.system(), platform.machine(), *platform.libc_ver()))),
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch",
     }
     report.update((name, _version(name)) for name in PACKAGES)

@@ -93,7 +93,7 @@ NEURONS: dict[str, tuple[Callable[..., FusedNode], list[dict[str, Any]]]] = {
 }
 
 SHAPES = [(3, 5, 7, 11), (2, 300), (2, 3, 2, 160), (70, 6, 5)]
-"""Of a time step. Blocks have 256 neurons: channels fill none, one and a part, or stand side by side."""
+"""Of a time step. Blocks have 128 neurons: channels fill a part of one, two and a part, or stand side by side."""
 
 Storage = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 LAYOUTS: dict[str, tuple[Storage, Callable[[Tensor, int], Tensor]]] = {

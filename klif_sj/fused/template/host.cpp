@@ -21,8 +21,8 @@ INLINE void finish_streaming() {
 #endif
 }
 
-// Calls body for every block. With COLUMNS every neuron of a block has its own channel (inner is 1) and a row of partial
-// sums serves `rows` consecutive outer positions; without, a block lies within one channel and has its own row.
+// Calls body for every block. With COLUMNS every neuron of a block has its own channel (inner is 1) and a row of
+// partial sums serves `rows` consecutive outer positions; without, a block lies within one channel and has its own row.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
     const int64 wide = blocks_of(COLUMNS ? call.channels : call.inner, LANES);
     const int64 lines = COLUMNS ? blocks_of(call.outer, call.rows) : call.outer * call.channels;
@@ -74,7 +74,8 @@ INLINE void fetch_row(const io *from) {
 static bool is_large(const void *start, int64 bytes) {
     if (!start || bytes < LARGE) return false;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const int64 page = 1 << 21, first = (int64(start) + page - 1) / page * page, end = (int64(start) + bytes) / page * page;
+    const int64 page = 1 << 21, from = int64(start);
+    const int64 first = (from + page - 1) / page * page, end = (from + bytes) / page * page;
     if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
 #endif
     return true;
@@ -83,9 +84,9 @@ static bool is_large(const void *start, int64 bytes) {
 static void copy_row(void *to, const void *from, int64 bytes, bool stream) {
 #ifdef __SSE2__
     if (stream && !((int64(to) | bytes) & 15)) {
-        for (int64 byte = 0; byte < bytes; byte += 16)
-            _mm_stream_si128(reinterpret_cast<__m128i *>(static_cast<char *>(to) + byte),
-                             _mm_loadu_si128(reinterpret_cast<const __m128i *>(static_cast<const char *>(from) + byte)));
+        __m128i *target = static_cast<__m128i *>(to);
+        const __m128i *source = static_cast<const __m128i *>(from);
+        for (int64 i = 0; i < bytes / 16; i++) _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
         return;
     }
 #endif
@@ -107,7 +108,8 @@ INLINE void store_row(const Lanes &row, io *to, int lanes, bool stream) {
 }
 
 // The parameters of a lane: its own, or those of the whole block.
-INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, Parameters &p) {
+INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
+                          Parameters &p) {
     if (COLUMNS) load_parameters(view, block.channel + lane, t, p);
     else unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = shared[j]; });
 }
@@ -155,8 +157,9 @@ extern "C" void forward(const Call *launch) {
 }
 #else
 // The step again: notes the state before it, and what it keeps for the step back.
-INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, const real *x,
-                        Lanes (&states)[STATES], Lanes (&before)[STATES], Lanes (&kept)[AT_LEAST_ONE(KEPT)]) {
+INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
+                        const real *x, Lanes (&states)[STATES], Lanes (&before)[STATES],
+                        Lanes (&kept)[AT_LEAST_ONE(KEPT)]) {
     State state;
     Parameters p;
     real spike, keep[AT_LEAST_ONE(KEPT)];
@@ -252,7 +255,8 @@ extern "C" void backward(const Call *launch) {
                 const int t = t0 + s;
                 fetch_row(call.x + t * call.x_stride + block.first + LANES);
                 io *to = call.grad_x ? call.grad_x + t * view.neurons + block.first : nullptr;
-                const real *grad_spikes = load_row(call.grad_spikes + t * call.grad_spikes_stride + block.first, lanes, grads);
+                const io *arriving = call.grad_spikes + t * call.grad_spikes_stride + block.first;
+                const real *grad_spikes = load_row(arriving, lanes, grads);
                 real *grad_x = row_for(to, outputs, stream);
                 Parameters shared;
                 if (!COLUMNS) load_parameters(view, block.channel, t, shared);
