@@ -20,7 +20,7 @@ from train_cases import TINY, tiny, weights
 from klif_sj.training.data import load
 from klif_sj.training.data.module import Batches, DataModule
 from klif_sj.training.loop import Placement
-from klif_sj.training.module import SpikingClassifier
+from klif_sj.training.module import SpikingClassifier, dropout_seed
 from klif_sj.training.run import load_checkpoint, network_of
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.once]
@@ -75,7 +75,7 @@ def test_an_update_takes_the_mean_of_both_gradients(together: Path) -> None:
             order: DistributedSampler = DistributedSampler(range(1437), 2, rank, seed=recipe.seed)  # type: ignore[arg-type]
             order.set_epoch(epoch)
             parts.append(Batches(data.train, 240, data.augmentation, torch.device("cpu"), sampler=order))
-            torch.manual_seed(recipe.seed * 1_000_003 + epoch + (rank << 48))
+            torch.manual_seed(dropout_seed(recipe.seed, epoch, rank))
             generators.append(torch.get_rng_state())
         for batches in zip(*parts, strict=True):
             gradients = []
@@ -104,6 +104,48 @@ def test_torchrun_starts_the_same_training(together: Path, tmp_path: Path) -> No
     run("torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "klif_sj", *command(tmp_path))
     found, expected = weights(tmp_path), weights(together)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_every_epoch_and_process_draws_its_own_dropout() -> None:
+    drawn = set()
+    for seed in (0, 1, 2**32 - 1):
+        for epoch in range(3):
+            for rank in range(8):
+                torch.manual_seed(dropout_seed(seed, epoch, rank))
+                drawn.add(torch.rand(()).item())
+    assert len(drawn) == 3 * 3 * 8
+
+
+BROKEN_IN_THE_SECOND = """
+import sys
+
+from klif_sj import cli
+from klif_sj.training.data.module import DataModule
+from klif_sj.training.loop import is_first_process
+
+read = DataModule.__init__
+
+
+def broken(self, *arguments, **options):
+    read(self, *arguments, **options)
+    if not is_first_process():
+        self.train.inputs[:] = float("nan")
+
+
+DataModule.__init__ = broken
+sys.exit(cli.main())
+"""
+
+
+def test_every_process_says_in_which_one_it_began(tmp_path: Path) -> None:
+    """The gradients are not finite in either: they are the mean over both."""
+    program = tmp_path / "program.py"
+    program.write_text(BROKEN_IN_THE_SECOND)
+    arguments = [sys.executable, str(program), *command(tmp_path / "out"), "--devices=2"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("step 1 (epoch 1, batch 1): the loss is ") == 2
+    assert done.stderr.count(". In process 1: It began in the data: the batch holds values that are not finite.") == 2
 
 
 def test_placement_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:

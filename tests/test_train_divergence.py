@@ -74,10 +74,21 @@ def test_data_that_are_no_numbers_are_named(tmp_path: Path, monkeypatch: pytest.
         running.run()
 
 
-def test_a_loss_that_breaks_finite_outputs_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("factor", "norm"), [(1.0, "1"), (torch.inf, "inf")])
+def test_a_loss_that_breaks_finite_outputs_is_named(tmp_path: Path, factor: float, norm: str) -> None:
     running = training(tmp_path)
-    running.module.loss = lambda outputs, labels: torch.inf + running.module.net.fc1.neuron.k
-    with pytest.raises(DivergenceError, match=r"step 1 .*: the loss is inf, .* gradient 1\. It began in the loss\."):
+    running.module.loss = lambda outputs, labels: torch.inf + factor * running.module.net.fc1.neuron.k
+    with pytest.raises(
+        DivergenceError, match=rf"step 1 .*: the loss is inf, .* gradient {norm}\. It began in the loss\."
+    ):
+        running.run()
+
+
+def test_gradients_that_are_finite_one_by_one_are_told_from_broken_ones(tmp_path: Path) -> None:
+    running = training(tmp_path)
+    first, second = running.module.net.encoder.neuron, running.module.net.fc1.neuron
+    running.module.loss = lambda outputs, labels: 3e38 * (first.k - second.k)
+    with pytest.raises(DivergenceError, match=r"gradient inf\. Every gradient is finite, but not their norm\."):
         running.run()
 
 

@@ -116,6 +116,7 @@ def test_losses_by_hand() -> None:
         ({"neuron": "kilf"}, r"got 'kilf'; did you mean 'klif'\?"),
         ({"epochs": 0}, "epochs: expected an integer of at least 1, got 0"),
         ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        ({"seed": 2**32}, r"seed: expected an integer below 2\*\*32, got 4294967296"),
         ({"learning_rate": 0}, "learning_rate: expected a positive number, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got nan"),
         ({"weight_decay": -0.1}, "weight_decay: expected a number of at least 0"),

@@ -57,22 +57,24 @@ class StopOnDivergence(lightning.Callback):
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
         with trainer.precision_plugin.train_step_context(), torch.no_grad():
-            where = self._find(cast(SpikingClassifier, module))
-        if where is None:
-            where = "It began in another process" if trainer.world_size > 1 else "It began in the loss"
+            where = self._find(cast(SpikingClassifier, module), loss)
         raise DivergenceError(
             f"step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}, batch {self._batch_index + 1}): the "
             f"loss is {loss:.4g}, the norm of its gradient {norm:.4g}. {where}. What may help: {ADVICE}"
         )
 
-    def _find(self, module: SpikingClassifier) -> str | None:
+    def _find(self, module: SpikingClassifier, loss: float) -> str:
         functional.reset_net(module.net)
         broken = _first_broken_parameter(module.net)
         if broken is not None:
             return f"It began before this step: the parameter {broken} is not finite"
         _set_generators(module.device, self._generators)
         module.on_train_batch_start(self._batch, self._batch_index)
-        return broken_in_forward(module, self._batch[0]) or _broken_in_backward(module.net)
+        found = broken_in_forward(module, self._batch[0])
+        if found is None and not math.isfinite(loss):
+            found = "It began in the loss"
+        # The gradients are the mean over all processes, so one that saw nothing must not lay it to its backward pass.
+        return _of_any_process(found) or _broken_in_backward(module.net)
 
 
 def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
@@ -107,10 +109,21 @@ def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
             yield from _layers(layer, f"{prefix}{name}.")
 
 
-def _broken_in_backward(net: nn.Module) -> str | None:
+def _of_any_process(found: str | None) -> str | None:
+    """What the first process, of all that train together, has found."""
+    if not torch.distributed.is_initialized():
+        return found
+    by_process: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(by_process, found)
+    return next((f"In process {rank}: {each}" for rank, each in enumerate(by_process) if each is not None), None)
+
+
+def _broken_in_backward(net: nn.Module) -> str:
     """The parameter nearest to the output whose gradient is not finite while all outputs are."""
     broken = [name for name, each in net.named_parameters() if each.grad is not None and not _finite(each.grad)]
-    return f"It began in the backward pass, at or after the parameter {broken[-1]}" if broken else None
+    if not broken:
+        return "Every gradient is finite, but not their norm"
+    return f"It began in the backward pass, at or after the parameter {broken[-1]}"
 
 
 def _first_broken_parameter(net: nn.Module) -> str | None:

@@ -17,7 +17,15 @@ from ..neuron import FusedNode
 from ..optim import parameter_groups
 from ..parameter import PerStep
 
-__all__ = ["LOSSES", "History", "SpikingClassifier", "firing_rates", "neuron_parameters", "recorded_rates"]
+__all__ = [
+    "LOSSES",
+    "History",
+    "SpikingClassifier",
+    "dropout_seed",
+    "firing_rates",
+    "neuron_parameters",
+    "recorded_rates",
+]
 
 
 def rate_mse(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -38,6 +46,11 @@ def clif_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """
     each_step, repeated = outputs.flatten(0, 1), labels.repeat(len(outputs))
     return 0.95 * F.cross_entropy(each_step, repeated) + 0.05 * (each_step - 1).square().mean()
+
+
+def dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    """One for each epoch and process, within the 32 bits that torch's generator on the CPU regards."""
+    return (seed * 1_000_003 + epoch + rank * 0x9E3779B1) % 2**32
 
 
 def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -110,8 +123,7 @@ class SpikingClassifier(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         # Not at the start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
         if batch_index == 0:
-            # Every process of a distributed training draws its own dropout.
-            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch + (self.global_rank << 48))
+            torch.manual_seed(dropout_seed(self.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, labels = batch

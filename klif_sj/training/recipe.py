@@ -14,7 +14,7 @@ from typing import Any
 from ..checks import check_bool, check_choice, check_number, check_positive, nearest
 from ..models.neurons import canonical_name
 
-__all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "check_seed", "load_recipe", "recipe_names"]
 
 FOLDER = Path(__file__).with_name("recipes")
 
@@ -82,7 +82,7 @@ class Recipe:
             _check_text(name, getattr(self, name))
         for name in ("time_steps", "epochs", "batch_size"):
             _check_integer(name, getattr(self, name), least=1)
-        _check_integer("seed", self.seed, least=0)
+        check_seed(self.seed)
         for name in ("annealing_epochs", "threads"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least=1)
@@ -186,6 +186,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise FileNotFoundError(f"recipe: there is no file {path}") from None
     except (ValueError, TypeError) as error:  # tomllib's and Unicode's errors are ValueErrors
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_seed(seed: object) -> None:
+    """:raises TypeError, ValueError: for what is no integer from 0 to below 2**32
+
+    Of a larger one, torch's generator on the CPU would take the lowest 32 bits: the seed of another run.
+    """
+    _check_integer("seed", seed, least=0)
+    if seed >= 2**32:  # type: ignore[operator]
+        raise ValueError(f"seed: expected an integer below 2**32, got {seed}")
 
 
 def _check_text(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..checks import nearest
 from ..models.neurons import canonical_name
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, check_seed, load_recipe
 
 __all__ = ["RECIPES", "WIDTHS", "Settings", "find_recipe"]
 
@@ -66,8 +66,7 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {number}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed}")
+        check_seed(self.seed)
         for name in ("width", "learning_rate"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
