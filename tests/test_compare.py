@@ -293,6 +293,18 @@ def test_measuring_changes_nothing() -> None:
     assert module.net.encoder.neuron.v == 0.0
 
 
+def test_a_step_is_measured_on_as_many_images_as_the_report_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test set's 360 images would come in batches of 45."""
+    sizes, measure = [], compare.measure_step
+    monkeypatch.setattr(
+        compare, "measure_step", lambda module, *batch: sizes.append(len(batch[0])) or measure(module, *batch)
+    )
+    Comparison(settings(epochs=1, batch_size=50), tmp_path).run()
+    assert sizes == [50, 50]
+
+
 # Interruption and resumption
 
 

@@ -175,6 +175,14 @@ def test_the_command_gives_what_the_training_measured(
     assert ("energy of these" in printed) == (compat.operation_counters() is not None)
 
 
+def test_a_report_that_cannot_be_written_is_named(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(trained[0]), "--accelerator=cpu", "--counted-inputs=0", f"--json={tmp_path}"]
+    assert cli.main(command) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
 def test_the_command_says_where_there_are_no_counters(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

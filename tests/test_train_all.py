@@ -13,6 +13,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor
 from train_cases import training
 
+from klif_sj.models import spiking_layers
 from klif_sj.training.data import module as data
 from klif_sj.training.data.images import Split
 from klif_sj.training.data.info import find_dataset
@@ -62,6 +63,7 @@ def test_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
     weights = {key for key, _ in net.named_parameters() if ".neuron." not in key}
     assert moved >= weights, "every weight is trained"
+    assert len(result["k"]) == (len(spiking_layers(net)) if published.neuron == "klif" else 0)
     assert all(k != 1 for k in result["k"].values()), "and every k"
     right = 0
     for x, labels in running.data.test_dataloader():

@@ -145,7 +145,7 @@ def test_a_training_that_has_not_begun_begins(finished: tuple[Path, dict[str, An
 
 
 def test_the_seed_decides(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    training(tmp_path, tiny(seed=1)).run()
+    training(tmp_path, tiny(seed=2**32 - 1)).run()
     name = "net.fc1.linear.weight"
     assert not torch.equal(weights(tmp_path)[name], weights(finished[0])[name])
 
@@ -269,6 +269,17 @@ def test_a_checkpoint_of_something_else_is_refused(finished: tuple[Path, dict[st
     torch.save({**saved, RECIPE: {**saved[RECIPE], "neuron": "glif"}}, path)
     with pytest.raises(ValueError, match=r"other\.ckpt does not hold the network klif-mnist with the neuron glif"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_from_a_machine_with_another_backend_is_read(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "other.ckpt"
+    saved = torch.load(finished[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({**saved, RECIPE: {**saved[RECIPE], "backend": "cupy"}}, path)
+    recipe, net = load_checkpoint(path)
+    assert recipe == tiny(backend="cupy")
+    assert {node.backend for node in spiking_layers(net).values()} == {"auto"}
 
 
 # How it trains

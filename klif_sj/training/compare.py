@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .. import fused
 from ..environment import environment
 from ..models import CodedConvNet, mnist_network, neuron_factory
 from . import report as reports
@@ -18,7 +17,7 @@ from .checkpoint import read_checkpoint
 from .data import make_data
 from .data.info import find_dataset
 from .files import write_atomically
-from .loop import Placement, cpu_threads, fit, make_trainer
+from .loop import Placement, check_backend, cpu_threads, fit, make_trainer
 from .measure import backends_serving, measure_step
 from .module import History, SpikingClassifier
 from .plots import draw
@@ -48,8 +47,7 @@ class Comparison:
         self.settings = settings.on_device()
         self.out = out
         self.command = command
-        fused.require_backend(settings.backend)
-        fused.serving_backend(settings.backend, torch.empty(0, device=self.settings.device))
+        check_backend(settings.backend, self.settings.device)
         self._check_folder(resume)
         self.data = make_data(settings.dataset, settings.data_root, settings.batch_size, settings.seed)
         if not resume:
@@ -155,8 +153,8 @@ class Comparison:
         return self._result(module.to(device), history.epochs)
 
     def _result(self, module: SpikingClassifier, history: list[dict[str, float]]) -> dict[str, Any]:
-        batch = next(iter(self.data.val_dataloader()))
-        images, labels = self.data.on_after_batch_transfer(tuple(part.to(module.device) for part in batch), 0)
+        # Of the training set, whose batches are as large as is said; those of the test set share it out evenly.
+        images, labels = (part.to(module.device) for part in next(iter(self.data.train_dataloader())))
         cost = measure_step(module, images, labels)
         last = history[-1]
         return {

@@ -28,10 +28,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Operations:
-    """What the convolutions and fully connected layers compute for one input, the mean over ``inputs`` of them.
+    """What a network computes for one input, but for its neurons; the mean over ``inputs`` of them.
 
-    Counted by SpikingJelly 2's operation counters. A layer whose input is all spikes needs one accumulation per spike
-    and outgoing synapse, its *synaptic operations*; any other needs a multiplication with each accumulation.
+    Counted by SpikingJelly 2's operation counters. A convolution or fully connected layer whose input is all spikes
+    needs one accumulation per spike and outgoing synapse, its *synaptic operations*; any other needs a multiplication
+    with each accumulation. ``accumulations`` are the synaptic operations and the additions between layers: of residual
+    and parallel branches, of average pooling and voting.
 
     Left out are the neurons' own operations, of which a generated kernel shows nothing, and batch normalisation, which
     at inference is part of the convolution before it. Static images are convolved once, whatever T.

@@ -79,7 +79,10 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
         console.print(NO_COUNTERS)
     if options.json:
         report = {"checkpoint": str(options.checkpoint), "recipe": recipe.as_dict(), **found.as_dict()}
-        write_atomically(options.json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(options.json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(error) from error
 
 
 def _print_evaluation(found: Evaluation, console: Console) -> None:

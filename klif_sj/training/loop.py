@@ -17,9 +17,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 
+from .. import fused
 from .checkpoint import AtomicCheckpointIO
 
-__all__ = ["Placement", "cpu_threads", "fit", "is_first_process", "make_trainer", "quiet_lightning"]
+__all__ = [
+    "Placement",
+    "check_backend",
+    "cpu_threads",
+    "fit",
+    "is_first_process",
+    "make_trainer",
+    "quiet_lightning",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,15 @@ class Placement:
 def is_first_process() -> bool:
     """Whether this process is the one, of a distributed training, that writes files and has the say on them."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def check_backend(backend: str, device: str) -> None:
+    """:raises ValueError: for a backend that is unknown, cannot serve here, or does not serve this device"""
+    try:
+        fused.require_backend(backend)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    fused.serving_backend(backend, torch.empty(0, device=device))
 
 
 def make_trainer(

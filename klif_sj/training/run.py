@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from .. import fused
 from ..environment import environment
 from ..models import SpikingNetwork, build_network, neuron_factory
 from .checkpoint import RecipeInCheckpoint, read_checkpoint, recipe_in
@@ -19,7 +18,7 @@ from .data import make_data
 from .data.info import find_dataset
 from .divergence import StopOnDivergence
 from .files import write_atomically
-from .loop import Placement, cpu_threads, fit, is_first_process, make_trainer
+from .loop import Placement, check_backend, cpu_threads, fit, is_first_process, make_trainer
 from .measure import backends_serving
 from .module import History, SpikingClassifier
 from .recipe import Recipe
@@ -51,13 +50,15 @@ def network_of(recipe: Recipe) -> SpikingNetwork:
 def load_checkpoint(path: str | Path) -> tuple[Recipe, SpikingNetwork]:
     """The recipe of a checkpoint that ``klif-sj train`` wrote, and its network with the trained weights, on the CPU.
 
+    The network's neurons run by ``backend="auto"``: that of the training may be one that is not here.
+
     :raises FileNotFoundError: where there is none
     :raises ValueError: for a file that is damaged, no such checkpoint, or whose weights are not its recipe's network's
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
     recipe = recipe_in(checkpoint, path)
-    net = network_of(recipe)
+    net = network_of(recipe.override(backend="auto"))
     weights = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     try:
         net.load_state_dict(weights)
@@ -105,8 +106,7 @@ class TrainingRun:
         self.command = command
         self.placement = Placement.find(accelerator, devices)
         self.precision = self._precision()
-        fused.require_backend(recipe.backend)
-        fused.serving_backend(recipe.backend, torch.empty(0, device=self.placement.accelerator))
+        check_backend(recipe.backend, self.placement.accelerator)
         self._resumed = self._check_folder(resume)
         self.data = make_data(
             recipe.dataset,
