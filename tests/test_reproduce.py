@@ -176,6 +176,7 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tm
         (["--table=2", "--epochs=0"], "epochs: expected an integer of at least 1, got 0"),
         (["--table=2", "--set=learning_rat=1"], "did you mean 'learning_rate'?"),
         (["--table=2", "--accelerator=gpu"], "accelerator: expected auto, cpu or cuda, got 'gpu'"),
+        (["--table=2", "--accelerator=cpu", "--backend=cupy"], "backend 'cupy'"),
     ],
 )
 def test_the_command_refuses(
@@ -194,3 +195,14 @@ def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str], arg
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reproduce", *arguments])
     assert "usage: klif-sj reproduce" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "quiet"), [("0", False), ("1", True)])
+def test_of_several_processes_the_first_one_talks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: str, quiet: bool
+) -> None:
+    seen = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(reproduce_module, "reproduce", lambda runs, out, console, **how: seen.append(console.quiet))
+    assert cli.main(["reproduce", "--table=2", f"--out={tmp_path}"]) == 0
+    assert seen == [quiet]

@@ -36,6 +36,7 @@ def result(recipe: str, neuron: str, accuracies: list[float], **given: Any) -> d
         "history": history,
         "test_accuracy": accuracies[-1],
         "parameters": 1234,
+        "precision": "32-true",
         "notation": "8C3-FC10",
         "seconds": 61.4,
         "command": "klif-sj reproduce --table 2",
@@ -191,7 +192,7 @@ def test_the_page_shows_pictures_commands_and_environments(tmp_path: Path) -> No
     shown = re.findall(r"\]\(pictures/(.*?)\)", text)
     assert shown == [f"klif-mnist-{kind}.svg" for kind in ("accuracy", "k", "firing_rate")]
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(shown)
-    assert "| lif | 0 | 94.00 | 1234 | 61 | [JSON](results/result1.json) |" in text
+    assert "| lif | 0 | 94.00 | 1234 | 32-true | 61 | [JSON](results/result1.json) |" in text
     assert "    klif-sj reproduce --table 2\n" in text
     assert text.count("- cpu: a fixture") == 1
 

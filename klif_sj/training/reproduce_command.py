@@ -43,9 +43,10 @@ def reproduce_table(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from .divergence import DivergenceError
+    from .loop import is_first_process
     from .reproduce import plan, reproduce
 
-    console = Console()
+    console = Console(quiet=not is_first_process())
     given = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
     try:
         figures = TABLES[options.table].select(

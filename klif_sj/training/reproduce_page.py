@@ -170,13 +170,14 @@ def _section(group: list[Result], pictures: list[str]) -> Iterator[str]:
             if name.endswith(f"-{Path(kind).stem}.svg"):
                 yield f"![{caption}]({PICTURE_FOLDER}/{name})\n"
     yield _markdown_table(
-        ["neuron", "seed", "test accuracy, %", "parameters", "seconds", "result"],
+        ["neuron", "seed", "test accuracy, %", "parameters", "precision", "seconds", "result"],
         [
             [
                 result.recipe.neuron,
                 str(result.recipe.seed),
                 f"{100 * result.found['test_accuracy']:.2f}",
                 str(result.found["parameters"]),
+                result.found["precision"],
                 f"{result.found['seconds']:.0f}",
                 f"[JSON]({RESULTS}/{result.name}.json)",
             ]
