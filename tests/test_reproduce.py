@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from klif_sj import cli
 from klif_sj.training import reproduce as reproduce_module
+from klif_sj.training.divergence import DivergenceError
 from klif_sj.training.recipe import load_recipe
 from klif_sj.training.reproduce import plan, reproduce
-from klif_sj.training.reproduce_page import read_results
+from klif_sj.training.reproduce_page import read_results, write_page
 from klif_sj.training.reproduce_tables import TABLES, Figure
 
 pytestmark = pytest.mark.once
@@ -151,6 +153,32 @@ def test_a_missing_data_set_is_said_after_the_others_have_run(
         reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
     assert [path.name.partition("-batch")[0] for path in trained] == ["digits-T2-epochs1"]
     assert [result.recipe.neuron for result in read_results(tmp_path)] == ["klif"]
+
+
+def test_a_run_that_diverges_leaves_the_others_their_turn(
+    tmp_path: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = reproduce_module.TrainingRun.run
+
+    def diverging(self: Any, console: Any = None) -> Any:
+        if self.recipe.neuron == "lif":
+            raise DivergenceError("step 1: the loss is nan")
+        return run(self, console)
+
+    monkeypatch.setattr(reproduce_module.TrainingRun, "run", diverging)
+    with pytest.raises(DivergenceError, match=r"digits-.*-lif-seed0: step 1: the loss is nan"):
+        reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
+    assert [result.recipe.neuron for result in read_results(tmp_path)] == ["klif"]
+
+
+def test_a_note_beside_the_results_is_on_the_page(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (size,) = {result.size for result in read_results(finished)}
+    (tmp_path / "copy" / "results" / f"{size}.md").write_text("The learning rate was chosen on training images.\n")
+    write_page(tmp_path / "copy")
+    before, after = (folder.joinpath("README.md").read_text() for folder in (finished, tmp_path / "copy"))
+    assert "chosen on training images." not in before
+    assert after.replace("The learning rate was chosen on training images.\n\n", "") == before
 
 
 def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from .divergence import DivergenceError
 from .files import write_atomically
 from .recipe import Recipe
 from .reproduce_page import RESULTS, check_page, write_page
@@ -56,10 +57,11 @@ def reproduce(runs: dict[str, Recipe], out: Path, console: Console, **how: Any) 
     :raises ValueError: before anything is run, where ``out`` has a result of the same name from another recipe, or a
         page that is no reproduction's
     :raises FileNotFoundError: after all other runs, for those whose data set is not there
+    :raises klif_sj.training.divergence.DivergenceError: after all other runs, for those that diverged
     """
     check_page(out)
     unfinished = {name: recipe for name, recipe in runs.items() if not _is_finished(out, name, recipe)}
-    missing = {}
+    missing, diverged = {}, []
     for name, recipe in unfinished.items():
         console.print(f"[bold]{name}[/bold]")
         try:
@@ -67,10 +69,17 @@ def reproduce(runs: dict[str, Recipe], out: Path, console: Console, **how: Any) 
         except FileNotFoundError as error:
             missing[recipe.dataset] = str(error)
             continue
-        _write(out, name, run.run(console))
+        try:
+            result = run.run(console)
+        except DivergenceError as error:
+            diverged.append(f"{name}: {error}")
+            continue
+        _write(out, name, result)
     _write(out)
     if missing:
-        raise FileNotFoundError("\n".join(missing.values()))
+        raise FileNotFoundError("\n".join([*missing.values(), *diverged]))
+    if diverged:
+        raise DivergenceError("\n".join(diverged))
 
 
 @rank_zero_only

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..models import NEURONS
@@ -88,6 +89,8 @@ def read_results(out: Path) -> list[Result]:
 def write_page(out: Path) -> None:
     """Write ``out/README.md`` and draw ``out/pictures`` from ``out/results``.
 
+    What there is to say of the runs of one size beside their numbers is taken from ``out/results/SIZE.md``.
+
     :raises ValueError: for a result that cannot be read, or a README.md that is another's
     """
     check_page(out)
@@ -98,7 +101,8 @@ def write_page(out: Path) -> None:
         size: draw_neurons(_by_neuron(group), pictures, prefix=f"{size}-", suffix=".svg")
         for size, group in _by_size(results).items()
     }
-    write_atomically(out / PAGE, page(results, drawn))
+    notes = {file.stem: file.read_text().strip() for file in (out / RESULTS).glob("*.md")}
+    write_atomically(out / PAGE, page(results, drawn, notes))
 
 
 def check_page(out: Path) -> None:
@@ -108,17 +112,18 @@ def check_page(out: Path) -> None:
         raise ValueError(f"out: {file} is no page of a reproduction; name another folder")
 
 
-def page(results: list[Result], pictures: dict[str, list[str]]) -> str:
+def page(results: list[Result], pictures: dict[str, list[str]], notes: Mapping[str, str] = MappingProxyType({})) -> str:
     """The page as Markdown.
 
     :param results: all that was run
     :param pictures: the files of the pictures for each of the results' sizes
+    :param notes: what else there is to say of a size
     """
     parts = [INTRODUCTION]
     for table in TABLES.values():
         parts += [f"## Table {table.number}: {table.title}\n", _table_of(table, results)]
     for size, group in _by_size(results).items():
-        parts += _section(group, pictures[size])
+        parts += _section(group, pictures[size], notes.get(size, ""))
     parts += _environments(results)
     return "\n".join(parts)
 
@@ -161,10 +166,12 @@ def _by_neuron(group: list[Result]) -> dict[str, dict[str, Any]]:
     return neurons
 
 
-def _section(group: list[Result], pictures: list[str]) -> Iterator[str]:
+def _section(group: list[Result], pictures: list[str], note: str) -> Iterator[str]:
     first = group[0]
     yield f"## {first.size}\n"
     yield f"Run {first.run_as}. Network: `{first.found['notation']}`. Curves and bars are means over the seeds.\n"
+    if note:
+        yield f"{note}\n"
     for kind, caption in PICTURES.items():
         for name in pictures:
             if name.endswith(f"-{Path(kind).stem}.svg"):
