@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, KLIFNode, fused
 from klif_sj.fused import backend as backends
-from klif_sj.fused import kernel
+from klif_sj.fused import host, kernel
 from klif_sj.fused.host import CompilerError
 from klif_sj.fused.trace import StepTraceError
 
@@ -225,6 +225,15 @@ def test_no_compiler(named: str | None, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "cpp" not in fused.supported_backends()
     x = current()
     assert torch.equal(KLIFNode(step_mode="m")(x), KLIFNode(step_mode="m", backend="torch")(x))
+
+
+@pytest.mark.usefixtures("_forget_which_backends_serve")
+def test_a_compiler_that_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ 'half quoted")
+    with pytest.raises(RuntimeError, match=r"'cpp' cannot serve here: \$CXX is no command \(No closing quotation\)"):
+        KLIFNode(backend="cpp")
+    monkeypatch.setenv("CXX", "  ")
+    assert host.compiler()
 
 
 def test_the_compiler_went_away(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., pytest.ExceptionInfo]) -> None:

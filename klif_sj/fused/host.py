@@ -45,8 +45,12 @@ def compiler() -> tuple[str, ...]:
 
     :raises CompilerError: if there is none
     """
-    named = os.environ.get("CXX")
-    for name, *words in (shlex.split(named),) if named else (("g++",), ("clang++",), ("c++",)):
+    named = os.environ.get("CXX", "").strip()
+    try:
+        commands = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
+    except ValueError as error:
+        raise CompilerError(f"$CXX is no command ({error}): {named!r}") from error
+    for name, *words in commands:
         if path := shutil.which(name):
             return (path, *words)
     raise CompilerError(
