@@ -142,8 +142,8 @@ def time_host(
     """Of a layer by itself, and of each further one in a network: what surrounds them there is paid for once."""
     inputs = inputs_in_turn(job.workload, run)
 
-    def clock(passes: timing.Passes, of_pass: str) -> timing.Timing:
-        return timing.by_the_clock(passes.call(of_pass), job.workload.device, calls=100, samples=20, wait=False)
+    def clock(passes: timing.Passes, of_pass: str, calls: int) -> timing.Timing:
+        return timing.by_the_clock(passes.call(of_pass), job.workload.device, calls, samples=20, wait=False)
 
     layers = [(node, run)]
     if not provider.compiled:  # which makes one thing of a whole network
@@ -155,11 +155,11 @@ def time_host(
         return x
 
     for of_pass in job.passes:
-        one = clock(timing.Passes(node, run, inputs), of_pass)
+        one = clock(timing.Passes(node, run, inputs), of_pass, calls=100)
         yield {**about, "pass": of_pass, "launch": "host"} | one.columns()
         if len(layers) > 1:
             network = nn.ModuleList(module for module, _ in layers)
-            further = clock(timing.Passes(network, run_all, inputs), of_pass).beyond(one, FURTHER_LAYERS)
+            further = clock(timing.Passes(network, run_all, inputs), of_pass, calls=10).beyond(one, FURTHER_LAYERS)
             yield {**about, "pass": of_pass, "launch": "host, a further layer"} | further.columns()
 
 
