@@ -12,6 +12,7 @@ import torch
 from .call import Call
 from .kernel import Kernel
 from .layout import Geometry
+from .layout import empty as empty
 from .program import SEGMENT
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")

@@ -21,6 +21,8 @@ import torch
 from .call import Call
 from .kernel import Kernel
 from .layout import Geometry
+from .memory import LARGE
+from .memory import empty as empty
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
 ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -29,8 +31,11 @@ ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 LANES = 128
 """Neurons of a block: few enough that a segment's rows and states fit the first cache."""
 
-LARGE = 1 << 24
-"""Bytes from which on an output is stored around the caches, and large pages are asked for."""
+RUNS, LONGEST_RUN = 512, 16
+"""Blocks that share a row of partial sums: as many as leave so many runs for threads to share, up to a longest one."""
+
+FOLD = 16
+"""Lanes that a sum of parameter gradients has until its row of partial sums is complete."""
 
 SERIAL_LIMIT = 1 << 15
 """Neuron-steps below which waking other threads costs more than it gains."""
@@ -115,7 +120,7 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 
     :raises CompilerError: with the compiler's log and the source's path
     """
-    source = kernel.source("host.cpp", LANES=LANES, LARGE=LARGE, KEPT=kernel.program.kept)
+    source = kernel.source("host.cpp", LANES=LANES, FOLD=FOLD, LARGE=LARGE, KEPT=kernel.program.kept)
     return function_of(source, "backward" if kernel.backward else "forward")
 
 
@@ -191,15 +196,17 @@ def launch(kernel: Kernel, call: Call) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], None], int, int, int, bool]:
-    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many outer
-    positions share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
+    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
+    share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
     outer, channels, inner = geometry
     if kernel.columns:
         rows = max(math.ceil(outer / 64), 1)
         sums = math.ceil(outer / rows) * kernel.grads * channels
     else:
-        rows, sums = 1, outer * channels * math.ceil(inner / LANES) * kernel.grads
+        blocks = outer * math.ceil(inner / LANES)  # of a channel
+        rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
+        sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
     return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,17 +58,21 @@ def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
     return empty_sequence(sequence, sequence.shape[0], strides, sequence.dtype).copy_(sequence)
 
 
-def empty_sequence(like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor where another one is."""
+    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device, requires_grad=False)
+
+
+Empty = Callable[[Tensor, tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+"""How memory is found: ``empty`` above, or what a backend has instead."""
+
+
+def empty_sequence(
+    like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype, empty: Empty = empty
+) -> Tensor:
     """An uninitialised ``[steps, N, *]`` in a layout, steps one after the other."""
     shape = tuple(like.shape[1:])
-    return torch.empty_strided(
-        (steps, *shape), (math.prod(shape), *strides), dtype=dtype, device=like.device, requires_grad=False
-    )
-
-
-def empty_step(like: Tensor, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised ``[N, *]``, one step of the sequence ``like``, in a layout."""
-    return torch.empty_strided(like.shape[1:], strides, dtype=dtype, device=like.device, requires_grad=False)
+    return empty(like, (steps, *shape), (math.prod(shape), *strides), dtype)
 
 
 def geometry(shape: tuple[int, ...], strides: tuple[int, ...], channel_dim: int | None) -> Geometry:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import cuda, host
 from .call import Call
 from .kernel import Kernel
-from .layout import Geometry, empty_sequence, empty_step, geometry, step_strides, with_layout
+from .layout import Empty, Geometry, empty, empty_sequence, geometry, step_strides, with_layout
 from .program import Program
 
 COLUMN_LIMIT = 32
@@ -101,15 +101,15 @@ def _planned(
 
 
 def _outputs(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, empty: Empty = empty
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Uninitialised spikes, final states, checkpoints and recorded states. Sizes may be symbolic."""
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
-    spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype)
-    final = [empty_step(x_seq, strides, dtype) for _ in range(states)]
+    spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype, empty)
+    final = [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in range(states)]
     saved = (steps - 1) // program.segment if checkpoint else 0
     checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
-    sequences = [empty_sequence(x_seq, steps, strides, dtype) for _ in range(states if record else 0)]
+    sequences = [empty_sequence(x_seq, steps, strides, dtype, empty) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences
 
 
@@ -126,8 +126,10 @@ def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
 ) -> list[Tensor]:  # fmt: skip
-    plan = _plan(program, x_seq, channel_dim, record, False)
-    spikes, final, checkpoints, sequences = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoint, record)
+    plan, target = _plan(program, x_seq, channel_dim, record, False), target_of(x_seq)
+    spikes, final, checkpoints, sequences = _outputs(
+        plan.kernel.program, plan.strides, x_seq, checkpoint, record, target.empty
+    )
     if plan.geometry.neurons:
         call = Call(
             geometry=plan.geometry,
@@ -140,17 +142,18 @@ def _forward(
             checkpoints=checkpoints if checkpoints.numel() else None,
             sequences=sequences,
         )
-        target_of(x_seq).launch(plan.kernel, call)
+        target.launch(plan.kernel, call)
     return [spikes, *final, checkpoints, *sequences]
 
 
 def _gradients(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool,
+    empty: Empty = empty,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Uninitialised gradients of x and of the initial states; empty where not needed. Sizes may be symbolic."""
     dtype = getattr(torch, program.dtype)
-    grad_x = [empty_sequence(x_seq, x_seq.shape[0], strides, x_seq.dtype)] if need_x else []
-    return grad_x, [empty_step(x_seq, strides, dtype) for _ in initial]
+    grad_x = [empty_sequence(x_seq, x_seq.shape[0], strides, x_seq.dtype, empty)] if need_x else []
+    return grad_x, [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in initial]
 
 
 def _fake_backward(
@@ -170,9 +173,9 @@ def _backward(
     grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     record = any(grad is not None for grad in grad_sequences)
-    plan = _plan(program, x_seq, channel_dim, record, True)
+    plan, target = _plan(program, x_seq, channel_dim, record, True), target_of(x_seq)
     dtype = getattr(torch, plan.kernel.program.dtype)
-    grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x)
+    grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x, target.empty)
     neurons, sums = plan.geometry.neurons, (plan.kernel.grads, plan.geometry.channels)
     grads = (x_seq.new_empty if neurons else x_seq.new_zeros)(sums, dtype=dtype)
     if neurons:
@@ -191,7 +194,7 @@ def _backward(
             grad_initial=grad_initial,
             grad_parameters=grads,
         )
-        target_of(x_seq).launch(plan.kernel, call)
+        target.launch(plan.kernel, call)
     return [*grad_x, *grad_initial, *plan.parameter_gradients(grads)]
 
 

@@ -7,6 +7,30 @@ constexpr bool CONVERTS = sizeof(io) != sizeof(real);
 
 static int64 blocks_of(int64 n, int64 size) { return (n + size - 1) / size; }
 
+// Stores around the caches; other threads see them after finish_streaming. By name, as the header of such functions takes
+// the compiler longer than the rest of a kernel.
+typedef float Narrow __attribute__((vector_size(16)));
+#ifdef __AVX512F__
+typedef float Widest __attribute__((vector_size(64)));
+#else
+typedef Narrow Widest;
+#endif
+#ifdef __clang__
+template <class Wide> INLINE void stream_store(Wide *to, Wide value) { __builtin_nontemporal_store(value, to); }
+#elif defined(__SSE2__)
+INLINE void stream_store(Narrow *to, Narrow value) { __builtin_ia32_movntps(reinterpret_cast<float *>(to), value); }
+#ifdef __AVX512F__
+INLINE void stream_store(Widest *to, Widest value) { __builtin_ia32_movntps512(reinterpret_cast<float *>(to), value); }
+#endif
+#else
+INLINE void stream_store(Narrow *to, Narrow value) { *to = value; }
+#endif
+INLINE void finish_streaming() {
+#ifdef __SSE2__
+    __builtin_ia32_sfence();
+#endif
+}
+
 struct Block {
     int64 first, channel;  // of the first lane
     int lanes;
@@ -14,33 +38,32 @@ struct Block {
     bool fresh;  // whether it is the first to use them
 };
 
-// Streaming stores are seen by other threads after this.
-INLINE void finish_streaming() {
-#ifdef __SSE2__
-    _mm_sfence();
-#endif
-}
+// How many runs of blocks there are side by side, each with its own channels, and one after the other.
+static int64 runs_beside(const Call &call) { return COLUMNS ? blocks_of(call.channels, LANES) : call.channels; }
+static int64 blocks_in_line(const Call &call) { return COLUMNS ? call.outer : call.outer * blocks_of(call.inner, LANES); }
+static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
 
-// Calls body for every block. With COLUMNS every neuron of a block has its own channel (inner is 1) and a row of
-// partial sums serves `rows` consecutive outer positions; without, a block lies within one channel and has its own row.
+// Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums. With
+// COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
-    const int64 wide = blocks_of(COLUMNS ? call.channels : call.inner, LANES);
-    const int64 lines = COLUMNS ? blocks_of(call.outer, call.rows) : call.outer * call.channels;
+    const int64 beside = runs_beside(call), runs = beside * runs_in_line(call), wide = blocks_of(call.inner, LANES);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
     {
 #pragma omp for schedule(static)
-        for (int64 b = 0; b < lines * wide; b++) {
-            const int64 line = b / wide, position = b % wide * LANES;
-            const int64 left = (COLUMNS ? call.channels : call.inner) - position;
-            const int lanes = left < LANES ? left : LANES;
-            if (!COLUMNS) {
-                body(Block{line * call.inner + position, line % call.channels, lanes, b * GRADS, 1, true});
-                continue;
+        for (int64 run = 0; run < runs; run++) {
+            const int64 begin = run / beside * call.rows, end = begin + call.rows, blocks = blocks_in_line(call);
+            for (int64 b = begin; b < end && b < blocks; b++) {
+                const int64 position = (COLUMNS ? run % beside : b % wide) * LANES;
+                const int64 left = (COLUMNS ? call.channels : call.inner) - position;
+                const int lanes = left < LANES ? left : LANES;
+                if (COLUMNS)
+                    body(Block{b * call.channels + position, position, lanes,
+                               run / beside * GRADS * call.channels + position, call.channels, b == begin});
+                else {
+                    const int64 channel = run % beside, line = b / wide * call.channels + channel;
+                    body(Block{line * call.inner + position, channel, lanes, run * GRADS * FOLD, FOLD, b == begin});
+                }
             }
-            const int64 begin = line * call.rows, end = begin + call.rows < call.outer ? begin + call.rows : call.outer;
-            for (int64 o = begin; o < end; o++)
-                body(Block{o * call.channels + position, position, lanes, line * GRADS * call.channels + position,
-                           call.channels, o == begin});
         }
         finish_streaming();
     }
@@ -70,26 +93,22 @@ INLINE void fetch_row(const io *from) {
 }
 
 // A large output leaves the caches before anybody reads it: stored around them, it need not be read before it is
-// overwritten. Small pages for it would take the system longer than the kernel computes: large ones are advised.
-static bool is_large(const void *start, int64 bytes) {
-    if (!start || bytes < LARGE) return false;
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const int64 page = 1 << 21, from = int64(start);
-    const int64 first = (from + page - 1) / page * page, end = (from + bytes) / page * page;
-    if (end > first) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
-#endif
+// overwritten.
+static bool is_large(const void *start, int64 bytes) { return start && bytes >= LARGE; }
+
+// Stores a row around the caches, where it lies as stores of this width want it.
+template <class Wide> INLINE bool stream_as(void *to, const void *from, int64 bytes) {
+    if ((int64(to) | bytes) % sizeof(Wide)) return false;
+    for (int64 i = 0; i < bytes; i += sizeof(Wide)) {
+        Wide value;
+        memcpy(&value, static_cast<const char *>(from) + i, sizeof(Wide));
+        stream_store(reinterpret_cast<Wide *>(static_cast<char *>(to) + i), value);
+    }
     return true;
 }
 
 static void copy_row(void *to, const void *from, int64 bytes, bool stream) {
-#ifdef __SSE2__
-    if (stream && !((int64(to) | bytes) & 15)) {
-        __m128i *target = static_cast<__m128i *>(to);
-        const __m128i *source = static_cast<const __m128i *>(from);
-        for (int64 i = 0; i < bytes / 16; i++) _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
-        return;
-    }
-#endif
+    if (stream && (stream_as<Widest>(to, from, bytes) || stream_as<Narrow>(to, from, bytes))) return;
     memcpy(to, from, bytes);
 }
 
@@ -156,17 +175,17 @@ extern "C" void forward(const Call *launch) {
     });
 }
 #else
-// The step again: notes the state before it, and what it keeps for the step back.
+// The step again: notes the state after it, and what it keeps for the step back.
 INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
-                        const real *x, Lanes (&states)[STATES], Lanes (&before)[STATES],
+                        const real *x, const Lanes (&before)[STATES], Lanes (&after)[STATES],
                         Lanes (&kept)[AT_LEAST_ONE(KEPT)]) {
     State state;
     Parameters p;
     real spike, keep[AT_LEAST_ONE(KEPT)];
     parameters_of(view, block, lane, t, shared, p);
-    unroll<STATES>([&](auto j) LAMBDA { before[j][lane] = state[j] = states[j][lane]; });
+    unroll<STATES>([&](auto j) LAMBDA { state[j] = before[j][lane]; });
     step(x[lane], state, p, spike, keep);
-    unroll<STATES>([&](auto j) LAMBDA { states[j][lane] = state[j]; });
+    unroll<STATES>([&](auto j) LAMBDA { after[j][lane] = state[j]; });
     unroll<KEPT>([&](auto j) LAMBDA { kept[j][lane] = keep[j]; });
 }
 
@@ -191,33 +210,30 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
     unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = grad_p[TOTALS + q]; });
 }
 
-// Adds a block's sums of gradient g to the partial ones: by channel with COLUMNS, else over the lanes, in halves, which
-// vectorises. Lanes that the block does not have are zero.
-static void store_sum(const Call &call, const Block &block, int g, Lanes &from) {
+// Adds a block's sums of gradient g to its run's partial ones: by channel with COLUMNS, else folded to FOLD lanes. Lanes
+// that the block does not have are zero.
+static void store_sum(const Call &call, const Block &block, int g, const Lanes &from) {
     real *to = call.partial + block.slot + g * block.grad_stride;
-    if (COLUMNS) {
-        for (int lane = 0; lane < block.lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + from[lane];
-        return;
-    }
-    for (int half = LANES / 2; half; half /= 2)
+    const int lanes = COLUMNS ? block.lanes : FOLD;
+    real sum[COLUMNS ? LANES : FOLD];
+    memcpy(sum, from, sizeof(sum));
+    if (!COLUMNS) unroll<LANES / FOLD - 1>([&](auto i) LAMBDA {
 #pragma omp simd
-        for (int lane = 0; lane < half; lane++) from[lane] += from[half + lane];
-    *to = from[0];
+        for (int lane = 0; lane < FOLD; lane++) sum[lane] += from[(i + 1) * FOLD + lane];
+    });
+#pragma omp simd
+    for (int lane = 0; lane < lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + sum[lane];
 }
 
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
 static void finish(const Call &call) {
-    const int64 wide = blocks_of(call.inner, LANES);
-    for (int64 g = 0; g < GRADS; g++)
-        for (int64 c = 0; c < call.channels; c++) {
+    for (int64 c = 0; c < call.channels; c++)
+        for (int64 g = 0; g < GRADS; g++) {
             double sum = 0;
-            if (COLUMNS)
-                for (int64 row = 0; row < blocks_of(call.outer, call.rows); row++)
-                    sum += call.partial[(row * GRADS + g) * call.channels + c];
-            else
-                for (int64 o = 0; o < call.outer; o++)
-                    for (int64 b = 0; b < wide; b++)
-                        sum += call.partial[((o * call.channels + c) * wide + b) * GRADS + g];
+            for (int64 row = 0; row < runs_in_line(call); row++)
+                if (COLUMNS) sum += call.partial[(row * GRADS + g) * call.channels + c];
+                else for (int lane = 0; lane < FOLD; lane++)
+                    sum += call.partial[((row * call.channels + c) * GRADS + g) * FOLD + lane];
             call.grad_parameters[g * call.channels + c] = real(sum);
         }
 }
@@ -228,9 +244,9 @@ extern "C" void backward(const Call *launch) {
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
-        Lanes states[STATES], grad_states[STATES], grads, outputs;
+        Lanes grad_states[STATES], grads, outputs;
         Lanes totals[AT_LEAST_ONE(TOTALS)], stepwise[AT_LEAST_ONE(STEPWISE)];
-        Lanes before[SEGMENT][STATES], kept[SEGMENT][AT_LEAST_ONE(KEPT)], inputs[CONVERTS ? SEGMENT : 1];
+        Lanes before[SEGMENT + 1][STATES], kept[SEGMENT][AT_LEAST_ONE(KEPT)], inputs[CONVERTS ? SEGMENT : 1];
         const real *x[SEGMENT];
         memset(totals, 0, sizeof(totals));
         memset(stepwise, 0, sizeof(stepwise));
@@ -240,7 +256,7 @@ extern "C" void backward(const Call *launch) {
         }
         for (int segment = SEGMENTS - 1; segment >= 0; segment--) {
             const int t0 = segment * SEGMENT, length = T - t0 < SEGMENT ? T - t0 : SEGMENT;
-            fill_states(call, view.neurons, segment, block, states);
+            fill_states(call, view.neurons, segment, block, before[0]);
             for (int s = 0; s < length; s++) {
                 const int t = t0 + s;
                 fetch_row(call.grad_spikes + t * call.grad_spikes_stride + block.first);
@@ -249,7 +265,7 @@ extern "C" void backward(const Call *launch) {
                 if (!COLUMNS) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
                 for (int64 lane = 0; lane < lanes; lane++)
-                    repeat_lane(view, block, lane, t, shared, x[s], states, before[s], kept[s]);
+                    repeat_lane(view, block, lane, t, shared, x[s], before[s], before[s + 1], kept[s]);
             }
             for (int s = length - 1; s >= 0; s--) {
                 const int t = t0 + s;

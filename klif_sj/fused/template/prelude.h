@@ -7,12 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define DEVICE
 #define LAMBDA __attribute__((always_inline))
