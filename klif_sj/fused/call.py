@@ -35,6 +35,8 @@ class Call:
     grad_initial: Tensors = ()
     partial: Tensor | None = None
     grad_parameters: Tensor | None = None
+    neighbours: int = 1
+    spread: Tensor | None = None
 
     def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
         """The block: addresses of tensors, and numbers, 8 bytes each, in the order of call.h."""
@@ -63,6 +65,8 @@ class Call:
             channels,
             inner,
             rows,
+            self.neighbours,
+            _address(self.spread),
             threads,
         )
 
@@ -70,15 +74,18 @@ class Call:
         """The tensors that hold values for neurons one after the other, which a vector access may take several of."""
         found: list[Any] = []
         for field in fields(self):
-            if field.name not in ("geometry", "parameters", "initial_value", "partial", "grad_parameters"):
+            if field.name not in _OTHERS:
                 value = getattr(self, field.name)
                 found += [value] if isinstance(value, Tensor) else value or ()
         return [tensor for tensor in found if tensor is not None]
 
 
+_OTHERS = ("geometry", "parameters", "initial_value", "partial", "grad_parameters", "neighbours", "spread")
+
+
 @functools.cache
 def _layout(states: int, parameters: int) -> struct.Struct:
-    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q7q")
+    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q9q")
 
 
 def _address(tensor: Tensor | None) -> int:

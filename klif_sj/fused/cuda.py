@@ -13,7 +13,7 @@ from .call import Call
 from .kernel import Kernel
 from .layout import Geometry
 from .layout import empty as empty
-from .program import SEGMENT
+from .program import SEGMENT, Program
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
@@ -48,9 +48,18 @@ def require() -> None:
         raise RuntimeError(f"CuPy {cupy.__version__} is installed, but torch finds no CUDA GPU on this machine")
 
 
+def segment(program: Program) -> int:
+    """Steps that are walked at a time: fewer where several parameters with a value for each step are learned, as a
+    thread holds the gradients of a segment's steps in registers.
+    """
+    stepwise = sum(p.per_step for p in program.learned)
+    return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
+
+
 def source(kernel: Kernel, vector: int) -> str:
     """The kernel's CUDA source for threads that own ``vector`` neighbouring neurons."""
-    return kernel.source("cuda.cu", BLOCK=BLOCK[kernel.columns], VECTOR=vector)
+    steps = min(segment(kernel.program), kernel.steps)
+    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK[kernel.columns], VECTOR=vector)
 
 
 def vector_width(kernel: Kernel) -> int:
@@ -60,10 +69,10 @@ def vector_width(kernel: Kernel) -> int:
     steps or as several neighbours. Both give way where a thread would need more registers than there are, or its
     unrolled code would take seconds to compile.
     """
-    size = kernel.dtype.itemsize
-    width = 8 if size == 2 else min(1 << (max(64 // (kernel.segment * size), 1).bit_length() - 1), 16 // size)
-    most = UNROLLED // 2 if kernel.program.segment < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
-    while width > 1 and (width * kernel.segment > most or _registers(kernel, width) > REGISTERS):
+    size, steps = kernel.dtype.itemsize, min(segment(kernel.program), kernel.steps)
+    width = 8 if size == 2 else min(1 << (max(64 // (steps * size), 1).bit_length() - 1), 16 // size)
+    most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
+    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS):
         width //= 2
     return width
 
@@ -73,7 +82,7 @@ def _registers(kernel: Kernel, width: int) -> int:
 
     With ``columns`` every neighbour has parameters and sums of its own.
     """
-    steps, parameters = kernel.segment, kernel.program.parameters
+    steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
     own = kernel.totals + kernel.stepwise * steps + sum(steps if p.per_step else 1 for p in parameters)
     return moved + kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
@@ -123,7 +132,7 @@ def launch(kernel: Kernel, call: Call) -> None:
     call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
     submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
     if kernel.grads:
-        sums = kernel.grads * call.geometry.channels
+        sums = kernel.grads * call.geometry.channels // call.neighbours
         blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
         submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
 

@@ -23,6 +23,7 @@ from .kernel import Kernel
 from .layout import Geometry
 from .memory import LARGE
 from .memory import empty as empty
+from .program import SEGMENT, Program
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
 ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -43,6 +44,11 @@ SERIAL_LIMIT = 1 << 15
 
 class CompilerError(RuntimeError):
     """No C++ compiler, or one that refused a kernel."""
+
+
+def segment(program: Program) -> int:
+    """Steps that are walked at a time, their rows in the first cache."""
+    return SEGMENT
 
 
 def compiler() -> tuple[str, ...]:
@@ -120,7 +126,9 @@ def load(kernel: Kernel) -> Callable[[bytes], None]:
 
     :raises CompilerError: with the compiler's log and the source's path
     """
-    source = kernel.source("host.cpp", LANES=LANES, FOLD=FOLD, LARGE=LARGE, KEPT=kernel.program.kept)
+    steps = min(segment(kernel.program), kernel.steps)
+    constants = {"SEGMENT": steps, "LANES": LANES, "FOLD": FOLD, "LARGE": LARGE, "KEPT": kernel.program.kept}
+    source = kernel.source("host.cpp", **constants)
     return function_of(source, "backward" if kernel.backward else "forward")
 
 
@@ -191,6 +199,9 @@ def launch(kernel: Kernel, call: Call) -> None:
     function, states, rows, sums, small = prepared(kernel, call.geometry)
     if call.grad_parameters is not None:
         call.partial = call.grad_parameters.new_empty(sums)
+    if call.neighbours > 1:
+        values, dtype = kernel.values_of_channel * call.geometry.channels, getattr(torch, kernel.program.dtype)
+        call.spread = call.x.new_empty(values, dtype=dtype)
     function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads()))
 
 

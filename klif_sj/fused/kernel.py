@@ -37,10 +37,6 @@ class Kernel:
         return hash((self.program, self.steps, self.dtype, self.columns, self.record, self.backward))
 
     @property
-    def segment(self) -> int:
-        return min(self.program.segment, self.steps)
-
-    @property
     def totals(self) -> int:
         """Learned parameters whose gradient is one sum over all time steps."""
         return sum(not p.per_step for p in self.program.learned) if self.backward else 0
@@ -54,8 +50,13 @@ class Kernel:
     def grads(self) -> int:
         return self.totals + self.stepwise * self.steps
 
+    @functools.cached_property
+    def values_of_channel(self) -> int:
+        """Values that the parameters have for a channel, over all steps."""
+        return sum(self.steps if p.per_step else 1 for p in self.program.parameters if p.per_channel)
+
     def source(self, target: str, **constants: int) -> str:
-        """C++ for ``target``: ``'host.cpp'`` or ``'cuda.cu'``; further constants are the target's own."""
+        """C++ for ``target``: ``'host.cpp'`` or ``'cuda.cu'``; the constants are the target's own."""
         on_host = target == "host.cpp"
         program = self.program
         parts = [self._header(), template("prelude.h"), self._constants(constants)]
@@ -83,7 +84,6 @@ class Kernel:
         program = self.program
         values = {
             "T": self.steps,
-            "SEGMENT": self.segment,
             "STATES": len(program.states),
             "PARAMETERS": len(program.parameters),
             "TOTALS": self.totals,

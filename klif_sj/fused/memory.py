@@ -125,7 +125,8 @@ def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype:
         pool.release()
         return layout.empty(like, shape, strides, dtype)  # or torch says how much memory it lacks
     whole = torch.frombuffer(lent, dtype=dtype)
-    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+    fills: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fills and torch.are_deterministic_algorithms_enabled():
         whole.fill_(math.nan)
     # Not a view, as writing into a view that a torch.autograd.Function returns is an error.
     return torch.empty(0, dtype=dtype).set_(whole.untyped_storage(), 0, shape, strides)

@@ -53,28 +53,18 @@ class _Plan:
         """A state, or the gradient of one, in the kernel's layout."""
         return None if tensor is None else with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
 
-    def parameters(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The parameters; per-channel ones with a value for each column, where channels lie side by side."""
-        if self.neighbours == 1:
-            return [tensor.contiguous() for tensor in tensors]
-        return [
-            tensor.repeat_interleave(self.neighbours, dim=-1) if parameter.per_channel else tensor.contiguous()
-            for tensor, parameter in zip(tensors, self.kernel.program.parameters, strict=True)
-        ]
-
     def parameter_gradients(self, grads: Tensor) -> list[Tensor]:
-        """The kernel's sums ``[grads, columns]`` as gradients in the shapes of the learned parameters."""
-        gradients, offset = [], 0
-        for parameter in self.kernel.program.learned:
-            count = self.kernel.steps if parameter.per_step else 1
-            rows = grads if self.kernel.grads == count else grads[offset : offset + count].clone()
-            offset += count
-            if not parameter.per_channel:
-                rows = rows.sum(1) if rows.shape[1] > 1 else rows
-            elif self.neighbours > 1:
-                rows = rows.view(count, self.channels, self.neighbours).sum(2)
+        """The kernel's sums ``[grads, channels]`` as gradients in the shapes of the learned parameters."""
+        learned = self.kernel.program.learned
+        counts = [self.kernel.steps if parameter.per_step else 1 for parameter in learned]
+        gradients = []
+        for part, count, parameter in zip(grads.split(counts), counts, learned, strict=True):
+            if not parameter.per_channel and self.channels > 1:
+                rows = part.sum(1)
+            else:  # what an operator returns must not share memory
+                rows = part if len(learned) == 1 else part.clone()
             shape = (*(count,) * parameter.per_step, *(self.channels,) * parameter.per_channel)
-            gradients.append(rows.reshape(shape))
+            gradients.append(rows.view(shape))
         return gradients
 
 
@@ -107,7 +97,7 @@ def _outputs(
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
     spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype, empty)
     final = [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in range(states)]
-    saved = (steps - 1) // program.segment if checkpoint else 0
+    saved = (steps - 1) // target_of(x_seq).segment(program) if checkpoint else 0
     checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
     sequences = [empty_sequence(x_seq, steps, strides, dtype, empty) for _ in range(states if record else 0)]
     return spikes, final, checkpoints, sequences
@@ -134,7 +124,8 @@ def _forward(
         call = Call(
             geometry=plan.geometry,
             x=with_layout(x_seq, plan.strides),
-            parameters=plan.parameters(parameters),
+            parameters=[tensor.contiguous() for tensor in parameters],
+            neighbours=plan.neighbours,
             initial=[plan.state(state) for state in initial],
             initial_value=initial_value,
             spikes=spikes,
@@ -176,14 +167,15 @@ def _backward(
     plan, target = _plan(program, x_seq, channel_dim, record, True), target_of(x_seq)
     dtype = getattr(torch, plan.kernel.program.dtype)
     grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x, target.empty)
-    neurons, sums = plan.geometry.neurons, (plan.kernel.grads, plan.geometry.channels)
+    neurons, sums = plan.geometry.neurons, (plan.kernel.grads, plan.channels)
     grads = (x_seq.new_empty if neurons else x_seq.new_zeros)(sums, dtype=dtype)
     if neurons:
         x = with_layout(x_seq, plan.strides)
         call = Call(
             geometry=plan.geometry,
             x=x,
-            parameters=plan.parameters(parameters),
+            parameters=[tensor.contiguous() for tensor in parameters],
+            neighbours=plan.neighbours,
             initial=[plan.state(state) for state in initial],
             initial_value=initial_value,
             checkpoints=checkpoints,

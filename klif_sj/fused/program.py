@@ -54,15 +54,6 @@ class Program:
     def learned(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.learned)
 
-    @functools.cached_property
-    def segment(self) -> int:
-        """:data:`SEGMENT`, or less where several parameters with a value for each step are learned.
-
-        A GPU's thread holds the gradients of a segment's steps in registers, so there must not be too many.
-        """
-        stepwise = sum(p.per_step for p in self.learned)
-        return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
-
     def encode(self) -> str:
         return json.dumps(asdict(self))
 

@@ -16,7 +16,7 @@ struct Call {
     const real *initial[STATES];                           // [neurons], or null: initial_value
     double initial_value[STATES];
     real *final[STATES];                                   // [neurons]
-    real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: states where segments start
+    real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: where segments start
     real *sequences[STATES];                               // [T, neurons], with RECORD
     const real *parameters[AT_LEAST_ONE(PARAMETERS)];      // each scalar, [channels], [T] or [T, channels]
     const io *grad_spikes;
@@ -26,8 +26,10 @@ struct Call {
     io *grad_x;                                            // [T, neurons]
     real *grad_initial[STATES];                            // [neurons]
     real *partial;                                         // sums of parameter gradients, before the second pass
-    real *grad_parameters;                                 // [GRADS, channels]
+    real *grad_parameters;                                 // [GRADS, channels / neighbours]
     int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
+    int64 neighbours;                                      // with COLUMNS: so many in a row share parameters, and sums
+    real *spread;                                          // room for the parameters of every column, on the host
     int64 threads;
 };
 
@@ -36,7 +38,7 @@ struct View {
     const real *parameters[AT_LEAST_ONE(PARAMETERS)];
     real *sequences[STATES];
     const real *grad_sequences[STATES];
-    int64 channels, neurons;
+    int64 channels, neurons;  // channels: of the parameters
 };
 
 INLINE View view_of(const Call &call) {
@@ -46,7 +48,7 @@ INLINE View view_of(const Call &call) {
         view.sequences[j] = call.sequences[j];
         view.grad_sequences[j] = call.grad_sequences[j];
     });
-    view.channels = call.channels;
+    view.channels = call.channels / call.neighbours;
     view.neurons = call.outer * call.channels * call.inner;
     return view;
 }

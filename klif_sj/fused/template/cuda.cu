@@ -54,7 +54,15 @@ INLINE Place place_of(const Call &call, int turn) {
     return {(o * call.channels + channel) * call.inner + position, channel, n < size};
 }
 
-INLINE int turns(const Call &call) { return COLUMNS ? int((call.rows + ROW_THREADS - 1) / ROW_THREADS) : int(call.rows); }
+// The channel whose parameters a thread's lane has.
+INLINE int64 channel_of(const Call &call, const Place &place, int lane) {
+    if (!COLUMNS) return place.channel;
+    return call.neighbours == 1 ? place.channel + lane : (place.channel + lane) / call.neighbours;
+}
+
+INLINE int turns(const Call &call) {
+    return int(COLUMNS ? (call.rows + ROW_THREADS - 1) / ROW_THREADS : call.rows);
+}
 
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
@@ -70,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
             unroll<VECTOR>([&](auto lane) LAMBDA {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
-                walk<L>(view, place.neuron + lane, place.channel + (COLUMNS ? lane.value : 0), t0, x, states[lane]);
+                walk<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane]);
                 unroll<L>([&](auto s) LAMBDA { store_(x[s], packs[s].lane[lane]); });
             });
             unroll<L>([&](auto s) LAMBDA {
@@ -148,8 +156,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                         x[s] = load_(packs[s].lane[lane]);
                         grad[s] = load_(grads[s].lane[lane]);
                     });
-                    walk_back<L>(view, place.neuron + lane, place.channel + (COLUMNS ? lane.value : 0), t0, x,
-                                 states[lane], grad, grad_states[lane], totals[sum], steps);
+                    walk_back<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane], grad,
+                                 grad_states[lane], totals[sum], steps);
                     unroll<L>([&](auto s) LAMBDA { store_(grad[s], grads[s].lane[lane]); });
                     unroll<STEPWISE>([&](auto q) LAMBDA {
                         unroll<L>([&](auto s) LAMBDA { stepwise[sum][q][s] += steps[q][s]; });
@@ -182,14 +190,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
     });
 }
 
-// The second pass: the blocks' sums to one sum per gradient and channel, in a fixed order. `rows` counts the blocks that
-// share a channel. With COLUMNS a thread has its own sum, else a block has.
+// The second pass: the blocks' sums to one sum per gradient and channel, in a fixed order. `rows` counts the blocks
+// that share a channel. With COLUMNS a thread has its own sum, over neighbours as well, else a block has.
 extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
     if (COLUMNS) {
         const int64 e = int64(blockIdx.x) * BLOCK + threadIdx.x;
-        if (e >= GRADS * call.channels) return;
+        if (e >= GRADS * (call.channels / call.neighbours)) return;
         double sum = 0;
-        for (int64 row = 0; row < call.rows; row++) sum += call.partial[row * GRADS * call.channels + e];
+        for (int64 row = 0; row < call.rows; row++)
+            for (int64 n = 0; n < call.neighbours; n++)
+                sum += call.partial[row * GRADS * call.channels + e * call.neighbours + n];
         call.grad_parameters[e] = real(sum);
     } else {
         const int64 channel = blockIdx.x % call.channels, g = blockIdx.x / call.channels;

@@ -7,8 +7,8 @@ constexpr bool CONVERTS = sizeof(io) != sizeof(real);
 
 static int64 blocks_of(int64 n, int64 size) { return (n + size - 1) / size; }
 
-// Stores around the caches; other threads see them after finish_streaming. By name, as the header of such functions takes
-// the compiler longer than the rest of a kernel.
+// Stores around the caches; other threads see them after finish_streaming. By the compiler's own names: a header with
+// such functions takes it longer to read than the rest of a kernel.
 typedef float Narrow __attribute__((vector_size(16)));
 #ifdef __AVX512F__
 typedef float Widest __attribute__((vector_size(64)));
@@ -40,11 +40,11 @@ struct Block {
 
 // How many runs of blocks there are side by side, each with its own channels, and one after the other.
 static int64 runs_beside(const Call &call) { return COLUMNS ? blocks_of(call.channels, LANES) : call.channels; }
-static int64 blocks_in_line(const Call &call) { return COLUMNS ? call.outer : call.outer * blocks_of(call.inner, LANES); }
+static int64 blocks_in_line(const Call &call) { return call.outer * (COLUMNS ? 1 : blocks_of(call.inner, LANES)); }
 static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
 
-// Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums. With
-// COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
+// Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums.
+// With COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
     const int64 beside = runs_beside(call), runs = beside * runs_in_line(call), wide = blocks_of(call.inner, LANES);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
@@ -126,6 +126,23 @@ INLINE void store_row(const Lanes &row, io *to, int lanes, bool stream) {
     copy_row(to, converted, lanes * sizeof(io), stream);
 }
 
+// What every step looks up. Where neighbours share a channel, its parameters are written out for every column: so the
+// lanes of a vector read them side by side.
+static View columns_of(const Call &call) {
+    View view = view_of(call);
+    if (call.neighbours == 1) return view;
+    real *to = call.spread;
+    unroll<PARAMETERS>([&](auto j) LAMBDA {
+        if (!(PER_CHANNEL >> j.value & 1)) return;
+        const real *from = view.parameters[j];
+        view.parameters[j] = to;
+        for (int64 i = 0; i < (PER_STEP >> j.value & 1 ? T : 1) * view.channels; i++)
+            for (int64 n = 0; n < call.neighbours; n++) *to++ = from[i];
+    });
+    view.channels = call.channels;
+    return view;
+}
+
 // The parameters of a lane: its own, or those of the whole block.
 INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                           Parameters &p) {
@@ -149,7 +166,7 @@ INLINE void step_lane(const View &view, const Block &block, int64 lane, int t, c
 
 extern "C" void forward(const Call *launch) {
     const Call &call = *launch;
-    const View view = view_of(call);
+    const View view = columns_of(call);
     const bool stream = is_large(call.spikes, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
@@ -210,8 +227,8 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
     unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = grad_p[TOTALS + q]; });
 }
 
-// Adds a block's sums of gradient g to its run's partial ones: by channel with COLUMNS, else folded to FOLD lanes. Lanes
-// that the block does not have are zero.
+// Adds a block's sums of gradient g to its run's partial ones: by channel with COLUMNS, else folded to FOLD lanes.
+// Lanes that the block does not have are zero.
 static void store_sum(const Call &call, const Block &block, int g, const Lanes &from) {
     real *to = call.partial + block.slot + g * block.grad_stride;
     const int lanes = COLUMNS ? block.lanes : FOLD;
@@ -227,20 +244,21 @@ static void store_sum(const Call &call, const Block &block, int g, const Lanes &
 
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
 static void finish(const Call &call) {
-    for (int64 c = 0; c < call.channels; c++)
+    const int64 channels = call.channels / call.neighbours, terms = COLUMNS ? call.neighbours : FOLD;
+    for (int64 c = 0; c < channels; c++)
         for (int64 g = 0; g < GRADS; g++) {
             double sum = 0;
-            for (int64 row = 0; row < runs_in_line(call); row++)
-                if (COLUMNS) sum += call.partial[(row * GRADS + g) * call.channels + c];
-                else for (int lane = 0; lane < FOLD; lane++)
-                    sum += call.partial[((row * call.channels + c) * GRADS + g) * FOLD + lane];
-            call.grad_parameters[g * call.channels + c] = real(sum);
+            for (int64 row = 0; row < runs_in_line(call); row++) {
+                const int64 at = COLUMNS ? (row * GRADS + g) * channels + c : (row * channels + c) * GRADS + g;
+                for (int64 i = 0; i < terms; i++) sum += call.partial[at * terms + i];
+            }
+            call.grad_parameters[g * channels + c] = real(sum);
         }
 }
 
 extern "C" void backward(const Call *launch) {
     const Call &call = *launch;
-    const View view = view_of(call);
+    const View view = columns_of(call);
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
