@@ -30,8 +30,7 @@ This page is generated from measurements by `python benchmarks/page.py`; every f
   time), inputs are random with 10 to 40 % spikes and used in turn, the spikes' gradient is dense and random. GPU times
   are of CUDA events with a cleared L2 cache; *graph* is a CUDA graph, replayed. CPU times are by
   `torch.utils.benchmark`. Times are medians.
-- On a CPU the allocator keeps freed memory, for every provider, unless a heading says otherwise: by glibc's defaults
-  large tensors are new pages in every call, and what is then measured is for a good part the system zeroing them.
+- On a CPU the providers of a workload take turns, several times, so that a slow minute of the machine is everybody's.
 """
 
 NO_GPU = """
@@ -60,7 +59,8 @@ def page(results: Path) -> str:
 
 def machine(name: str, rows: list[Row], pictures: list[str]) -> Iterator[str]:
     first = rows[0]
-    yield f"## {first['device_name']}{', the allocator as it is' if first['allocator'] == 'system' else ''}\n"
+    suffix = ", freed memory kept by the allocator" if first["allocator"] == "keeping" else ""
+    yield f"## {first['device_name']}{suffix}\n"
     versions = [
         f"{tool} {first[tool]}" for tool in ("driver", "cuda", "python", "torch", "cupy", "triton") if first[tool]
     ]

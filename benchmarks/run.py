@@ -75,8 +75,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--allocator",
         choices=ALLOCATORS,
-        default="keeping",
-        help="of the CPU's memory: one that keeps what was freed (default), or the system's as it is",
+        default="system",
+        help="of the CPU's memory: the system's as it is (default), or one that keeps what was freed",
     )
     add("--gpu-only", action="store_true", help="leave out what runs on the CPU")
     add("--name", action="store_true", help="print the machine's name, that of its folder of results, and end")
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def default_folder(device: str, allocator: str) -> Path:
     """Where results go: a folder for the machine, and another one for each other allocator."""
-    suffix = "" if allocator == "keeping" else f"-{allocator}-allocator"
+    suffix = "" if allocator == "system" else f"-{allocator}-allocator"
     return RESULTS / f"{machine_name(device)}{suffix}"
 
 
@@ -157,10 +157,7 @@ def measure(
     if wants_copy:
         yield from layer.measure_copy(job, bandwidth, min_seconds)
     expected = reference(workload, *workload.inputs())
-    for provider in missing:
-        if time.time() > options.deadline:
-            return
-        yield from layer.measure(job, provider, expected, bandwidth, min_seconds)
+    yield from layer.measure(job, missing, expected, bandwidth, min_seconds, options.deadline)
 
 
 def serving(job: Job, process: str) -> list[Provider]:

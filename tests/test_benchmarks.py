@@ -65,7 +65,7 @@ def provider(build: Callable[[], nn.Module], name: str = "rival") -> Provider:
 
 def measured(job: Job, candidate: Provider) -> list[dict[str, Any]]:
     expected = reference(job.workload, *job.workload.inputs())
-    return list(layer.measure(job, candidate, expected, bandwidth=1e9, min_seconds=0.001))
+    return list(layer.measure(job, [candidate], expected, bandwidth=1e9, min_seconds=0.001))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "on_cpu", lambda call, *_: (call(), timing.Timing(0.5, 0.4, 0.6, 7))[1])
+    monkeypatch.setattr(timing, "on_cpu", lambda call, *_: (call(), timing.of_samples([0.3, 0.5, 0.7]))[1])
 
 
 # The floor
@@ -130,7 +130,30 @@ def test_a_rate_is_the_floor_by_the_time() -> None:
         assert row["floor_bytes"] == tensors * 4 << SMALL
         assert row["gb_per_s"] == pytest.approx(row["floor_bytes"] / 0.5 / 1e9)
         assert row["percent_of_copy"] == pytest.approx(100 * row["floor_bytes"] / 0.5 / 1e9)
-        assert (row["median_us"], row["quartile1_us"], row["quartile3_us"], row["runs"]) == (5e5, 4e5, 6e5, 7)
+        assert (row["median_us"], row["quartile1_us"], row["quartile3_us"], row["runs"]) == (5e5, 3e5, 7e5, 9)
+
+
+def test_contenders_take_turns_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("cpu", 0, Workload("klif", 4, SMALL), passes=("both",))
+    served: list[int] = []
+
+    def on_cpu(call: Callable[[], Any], *_: Any) -> timing.Timing:
+        served.append(id(call.__self__._run))
+        return timing.of_samples([float(len(served))] * 2)
+
+    monkeypatch.setattr(timing, "on_cpu", on_cpu)
+    two = [provider(lambda: KLIFNode(step_mode="m", backend="torch"), name) for name in ("one", "other")]
+    expected = reference(job.workload, *job.workload.inputs())
+    one, other = layer.measure(job, two, expected, bandwidth=1e9, min_seconds=0.001)
+    assert served == [*served[:2]] * layer.ROUNDS
+    assert (one["provider"], one["runs"], one["median_us"]) == ("one", 2 * layer.ROUNDS, 3e6)
+    assert (other["provider"], other["median_us"]) == ("other", 4e6)
+
+
+def test_a_turn_that_fails_leaves_no_time() -> None:
+    fine = timing.of_samples([1.0, 2.0])
+    assert timing.together([fine, "failed: a", fine, "failed: b"]) == "failed: a"
+    assert timing.together([fine, timing.of_samples([6.0])]) == timing.of_samples([1.0, 2.0, 6.0])
 
 
 def test_a_gpu_is_timed_by_events_and_by_replay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +163,7 @@ def test_a_gpu_is_timed_by_events_and_by_replay(monkeypatch: pytest.MonkeyPatch)
     workload = Workload("klif", 4, 26, device="cuda")
 
     def launches(of_pass: str, capturable: bool) -> list[str]:
-        found = layer.timed(workload, of_pass, lambda: None, {"status": "ok"}, 3e12, 0.1, capturable)
-        return [row["launch"] for row in found]
+        return [launch for launch, _ in layer.clocked(workload, of_pass, lambda: None, 0.1, capturable)]
 
     assert launches("both", True) == ["eager", "graph"]
     assert launches("backward", True) == ["eager"]

@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from .workload import Workload
 COPY = "copy"
 
 FURTHER_LAYERS = 8
+
+ROUNDS = 3
 
 
 def failure(error: Exception) -> str:
@@ -50,24 +55,46 @@ def runner(provider: Provider, workload: Workload) -> tuple[nn.Module, Callable[
     return node, run
 
 
-def measure(job: Job, provider: Provider, expected: Result, bandwidth: float, min_seconds: float) -> Iterator[Row]:
-    """The rows of a provider. What is refused or fails has rows too, without times."""
+@dataclass(frozen=True)
+class Contender:
+    """A provider's layer that was found right, and what its rows have in common."""
+
+    provider: Provider
+    node: nn.Module
+    run: Callable[[Tensor], Tensor]
+    about: Row
+
+
+def measure(
+    job: Job, providers: Iterable[Provider], expected: Result, bandwidth: float, min_seconds: float,
+    deadline: float = float("inf"),
+) -> Iterator[Row]:  # fmt: skip
+    """The rows of the providers that there is time for. What is refused or fails has rows too, without times."""
     workload = job.workload
     torch.set_num_threads(workload.threads)
-    about = {"suite": job.suite, "provider": provider.name, "configuration": provider.configuration}
-    about |= workload.columns()
-    try:
-        node, run = runner(provider, workload)
-        verdict = judge(expected, train(node, run, *workload.inputs()), workload.dtype)
-        about |= judged(verdict)
-        if verdict.passed:
-            yield from MEASURES[job.measure](job, provider, node, run, about, bandwidth, min_seconds)
-            return
-    except Exception as error:  # a rival may fail in any way, and the others' turn is still to come
-        about["status"] = failure(error)
-    finally:
-        free()
-    yield from ({**about, "pass": of_pass, "launch": "eager"} for of_pass in job.passes)
+    contenders = []
+    for provider in providers:
+        if time.time() > deadline:
+            break
+        about = {"suite": job.suite, "provider": provider.name, "configuration": provider.configuration}
+        about |= workload.columns()
+        try:
+            node, run = runner(provider, workload)
+            verdict = judge(expected, train(node, run, *workload.inputs()), workload.dtype)
+            about |= judged(verdict)
+            if verdict.passed:
+                contender = Contender(provider, node, run, about)
+                if job.measure == "time":
+                    contenders.append(contender)
+                else:
+                    yield from MEASURES[job.measure](job, contender)
+                continue
+        except Exception as error:  # a rival may fail in any way, and the others' turn is still to come
+            about["status"] = failure(error)
+        finally:
+            free()
+        yield from ({**about, "pass": of_pass, "launch": "eager"} for of_pass in job.passes)
+    yield from time_in_turn(job, contenders, bandwidth, min_seconds)
 
 
 def judged(verdict: Verdict) -> dict[str, Any]:
@@ -79,27 +106,47 @@ def judged(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def inputs_in_turn(workload: Workload, run: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Several inputs, their gradients in the dtype of the provider's spikes."""
-    sets = [workload.inputs(seed) for seed in range(workload.input_sets())]
-    dtype = run(sets[0][0]).dtype
-    return [(x, grad.to(dtype)) for x, grad in sets]
-
-
-def time_passes(
-    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
-    min_seconds: float,
-) -> Iterator[Row]:  # fmt: skip
-    workload = job.workload
-    passes = timing.Passes(node, run, inputs_in_turn(workload, run))
+def time_in_turn(job: Job, contenders: list[Contender], bandwidth: float, min_seconds: float) -> Iterator[Row]:
+    """Times of the passes. On a CPU the contenders take several turns: a slow minute of the machine is everybody's."""
+    workload, rounds = job.workload, ROUNDS if job.workload.device == "cpu" else 1
+    inputs = Inputs(workload)
     for of_pass in job.passes:
-        yield from timed(workload, of_pass, passes.call(of_pass), about, bandwidth, min_seconds, provider.capturable)
+        found: dict[tuple[int, str], list[timing.Timing | str]] = defaultdict(list)
+        for _ in range(rounds):
+            for i, contender in enumerate(contenders):
+                for launch, result in turn(workload, contender, inputs, of_pass, min_seconds / rounds):
+                    found[i, launch].append(result)
+                free()
+        for (i, launch), results in found.items():
+            yield timed(workload, of_pass, launch, timing.together(results), contenders[i].about, bandwidth)
 
 
-def timed(
-    workload: Workload, of_pass: str, call: timing.Call, about: Row, bandwidth: float, min_seconds: float,
-    capturable: bool,
-) -> Iterator[Row]:  # fmt: skip
+def turn(
+    workload: Workload, contender: Contender, inputs: Inputs, of_pass: str, min_seconds: float
+) -> list[tuple[str, timing.Timing | str]]:
+    """By launch, the time of a contender's pass, or why there is none."""
+    try:
+        passes = timing.Passes(contender.node, contender.run, inputs.suited_to(contender.run))
+        return list(clocked(workload, of_pass, passes.call(of_pass), min_seconds, contender.provider.capturable))
+    except Exception as error:
+        return [("eager", failure(error))]
+
+
+class Inputs:
+    """Several inputs to use in turn, made once."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._sets = [workload.inputs(seed) for seed in range(workload.input_sets())]
+
+    def suited_to(self, run: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """With gradients in the dtype of the spikes."""
+        dtype = run(self._sets[0][0]).dtype
+        return [(x, grad.to(dtype)) for x, grad in self._sets]
+
+
+def clocked(
+    workload: Workload, of_pass: str, call: timing.Call, min_seconds: float, capturable: bool
+) -> Iterator[tuple[str, timing.Timing | str]]:
     """The time of a call; on a GPU also as a replayed graph, where that can be captured."""
     if workload.device == "cpu":
         clocks = {"eager": lambda: timing.on_cpu(call, workload.threads, min_seconds)}
@@ -108,19 +155,30 @@ def timed(
         if capturable and of_pass != "backward":  # it runs on its forward's stream, which is not the captured one
             clocks["graph"] = lambda: timing.on_gpu_replayed(call, min_seconds)
     for launch, clock in clocks.items():
-        row = {**about, "pass": of_pass, "launch": launch}
         try:
-            found = clock()
-            rate = workload.floor_bytes(of_pass) / found.median
-            row |= found.columns() | {
-                "floor_bytes": workload.floor_bytes(of_pass),
-                "gb_per_s": rate / 1e9,
-                "copy_gb_per_s": bandwidth / 1e9,
-                "percent_of_copy": 100 * rate / bandwidth,
-            }
+            yield launch, clock()
         except Exception as error:
-            row["status"] = failure(error)
-        yield row
+            yield launch, failure(error)
+
+
+def timed(
+    workload: Workload, of_pass: str, launch: str, found: timing.Timing | str, about: Row, bandwidth: float
+) -> Row:
+    """A row: the time of a pass and the rate that follows, or why there is no time."""
+    row = {**about, "pass": of_pass, "launch": launch}
+    if isinstance(found, str):
+        return row | {"status": found}
+    rate = workload.floor_bytes(of_pass) / found.median
+    return (
+        row
+        | found.columns()
+        | {
+            "floor_bytes": workload.floor_bytes(of_pass),
+            "gb_per_s": rate / 1e9,
+            "copy_gb_per_s": bandwidth / 1e9,
+            "percent_of_copy": 100 * rate / bandwidth,
+        }
+    )
 
 
 def measure_copy(job: Job, bandwidth: float, min_seconds: float) -> Iterator[Row]:
@@ -130,24 +188,23 @@ def measure_copy(job: Job, bandwidth: float, min_seconds: float) -> Iterator[Row
     about = {"suite": job.suite, "provider": COPY, "status": "ok", "configuration": "Tensor.copy_ of the floor's bytes"}
     for of_pass in job.passes:
         call = timing.copy_call(workload, of_pass)
-        yield from timed(workload, of_pass, call, about | workload.columns(), bandwidth, min_seconds, True)
+        for launch, found in clocked(workload, of_pass, call, min_seconds, True):
+            yield timed(workload, of_pass, launch, found, about | workload.columns(), bandwidth)
         del call
         free()
 
 
-def time_host(
-    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
-    min_seconds: float,
-) -> Iterator[Row]:  # fmt: skip
+def time_host(job: Job, contender: Contender) -> Iterator[Row]:
     """Of a layer by itself, and of each further one in a network: what surrounds them there is paid for once."""
-    inputs = inputs_in_turn(job.workload, run)
+    node, run, about = contender.node, contender.run, contender.about
+    inputs = Inputs(job.workload).suited_to(run)
 
     def clock(passes: timing.Passes, of_pass: str, calls: int) -> timing.Timing:
         return timing.by_the_clock(passes.call(of_pass), job.workload.device, calls, samples=20, wait=False)
 
     layers = [(node, run)]
-    if not provider.compiled:  # which makes one thing of a whole network
-        layers += [runner(provider, job.workload) for _ in range(FURTHER_LAYERS)]
+    if not contender.provider.compiled:  # which makes one thing of a whole network
+        layers += [runner(contender.provider, job.workload) for _ in range(FURTHER_LAYERS)]
 
     def run_all(x: Tensor) -> Tensor:
         for _, layer in layers:
@@ -163,16 +220,13 @@ def time_host(
             yield {**about, "pass": of_pass, "launch": "host, a further layer"} | further.columns()
 
 
-def time_first_call(
-    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
-    min_seconds: float,
-) -> Iterator[Row]:  # fmt: skip
+def time_first_call(job: Job, contender: Contender) -> Iterator[Row]:
     """The first training step in a new process, with empty caches and with the ones that it left behind."""
     with tempfile.TemporaryDirectory() as caches:
         for launch in ("first, cold caches", "first, warm caches"):
-            seconds = first_call(provider, job.workload, Path(caches))
+            seconds = first_call(contender.provider, job.workload, Path(caches))
             found = timing.of_samples([seconds])
-            yield {**about, "pass": "both", "launch": launch} | found.columns()
+            yield {**contender.about, "pass": "both", "launch": launch} | found.columns()
 
 
 def first_call(provider: Provider, workload: Workload, caches: Path) -> float:
@@ -189,15 +243,12 @@ def first_call(provider: Provider, workload: Workload, caches: Path) -> float:
     return float(told.stdout.split()[-1])
 
 
-def measure_memory(
-    job: Job, provider: Provider, node: nn.Module, run: Callable[[Tensor], Tensor], about: Row, bandwidth: float,
-    min_seconds: float,
-) -> Iterator[Row]:  # fmt: skip
-    workload = job.workload
+def measure_memory(job: Job, contender: Contender) -> Iterator[Row]:
+    workload, node, run = job.workload, contender.node, contender.run
     x, grad = workload.inputs()
     call = timing.Passes(node, run, [(x, grad.to(run(x).dtype))]).both
     yield {
-        **about,
+        **contender.about,
         "pass": "both",
         "launch": "memory",
         "input_bytes": workload.sequence_bytes,
@@ -206,7 +257,7 @@ def measure_memory(
     }
 
 
-MEASURES = {"time": time_passes, "host": time_host, "first call": time_first_call, "memory": measure_memory}
+MEASURES = {"host": time_host, "first call": time_first_call, "memory": measure_memory}
 
 
 def free() -> None:

@@ -26,6 +26,7 @@ class Timing:
     quartile1: float
     quartile3: float
     runs: int
+    samples: tuple[float, ...] = ()
 
     def beyond(self, other: Timing, parts: int) -> Timing:
         """What each of so many parts adds to the other's median."""
@@ -43,9 +44,17 @@ class Timing:
 
 def of_samples(seconds: list[float]) -> Timing:
     if len(seconds) < 2:
-        return Timing(seconds[0], seconds[0], seconds[0], 1)
+        return Timing(seconds[0], seconds[0], seconds[0], 1, tuple(seconds))
     quartile1, median, quartile3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Timing(median, quartile1, quartile3, len(seconds))
+    return Timing(median, quartile1, quartile3, len(seconds), tuple(seconds))
+
+
+def together(timings: list[Timing | str]) -> Timing | str:
+    """The timing of all samples; where one of several failed, how the first did."""
+    failures = [found for found in timings if isinstance(found, str)]
+    if failures:
+        return failures[0]
+    return of_samples([second for found in timings if isinstance(found, Timing) for second in found.samples])
 
 
 def on_cpu(call: Call, threads: int, min_seconds: float) -> Timing:
