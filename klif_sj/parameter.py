@@ -95,8 +95,9 @@ def sigmoids(raws: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fit_to_input(
-    what: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, channel_dim: int, dtype: torch.dtype
-) -> Tensor | PerStep:
+    neuron: str, name: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, channel_dim: int,
+    dtype: torch.dtype,
+) -> Tensor | PerStep:  # fmt: skip
     """An effective parameter in the arithmetic's dtype, cut to the steps at hand.
 
     :raises ValueError: if there are more steps than values, or if the input has another number of channels
@@ -106,16 +107,17 @@ def fit_to_input(
         end, length = first_step + x_seq.shape[0], tensor.shape[0]
         if end > length:
             raise ValueError(
-                f"{what}: expected at most T = {length} time steps, its length, got {end}; reset the neuron between "
+                f"{neuron}: {name!r}: expected at most T = {length} time steps, its length, got {end}; reset the neuron between "
                 "sequences, or build it with a larger T"
             )
-        tensor = tensor[first_step:end]
+        if (first_step, end) != (0, length):
+            tensor = tensor[first_step:end]
     channels = tensor.shape[isinstance(value, PerStep) :]
     if channels:
         step = tuple(x_seq.shape[1:])
         if len(channels) > 1 or channel_dim >= len(step) or step[channel_dim] != channels[0]:
             raise ValueError(
-                f"{what} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is expected to have "
+                f"{neuron}: {name!r} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is expected to have "
                 f"{channels[0]} channels, got an input of shape {step}"
             )
     if tensor.dtype != dtype:

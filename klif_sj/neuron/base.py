@@ -163,7 +163,7 @@ class FusedNode(BaseNode):
         dtype, name = state_dtype(x_seq.dtype), type(self).__name__
         parameters = self._sequence_parameters(states)
         effective = {
-            key: fit_to_input(f"{name}: {key!r}", value, x_seq, first_step, self.channel_dim, dtype)
+            key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
         }
         if fused.serving_backend(self.backend, x_seq) == "torch":
