@@ -107,8 +107,8 @@ def fit_to_input(
         end, length = first_step + x_seq.shape[0], tensor.shape[0]
         if end > length:
             raise ValueError(
-                f"{neuron}: {name!r}: expected at most T = {length} time steps, its length, got {end}; reset the neuron between "
-                "sequences, or build it with a larger T"
+                f"{neuron}: {name!r}: expected at most T = {length} time steps, its length, got {end}; "
+                "reset the neuron between sequences, or build it with a larger T"
             )
         if (first_step, end) != (0, length):
             tensor = tensor[first_step:end]
@@ -117,8 +117,8 @@ def fit_to_input(
         step = tuple(x_seq.shape[1:])
         if len(channels) > 1 or channel_dim >= len(step) or step[channel_dim] != channels[0]:
             raise ValueError(
-                f"{neuron}: {name!r} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is expected to have "
-                f"{channels[0]} channels, got an input of shape {step}"
+                f"{neuron}: {name!r} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is "
+                f"expected to have {channels[0]} channels, got an input of shape {step}"
             )
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
