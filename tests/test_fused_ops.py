@@ -33,7 +33,7 @@ def operator_arguments(node: FusedNode, x: Tensor, carried: bool) -> tuple[Any, 
     initial = [torch.rand(x.shape[1:]).requires_grad_() for _ in node.states] if carried else []
     numbers = [] if carried else [0.0] * len(node.states)
     parameters = [values[name].detach().clone().requires_grad_() for name in used]
-    return program, x, initial, numbers, parameters, node.channel_dim, True, node.store_v_seq
+    return program, x, initial, numbers, parameters, node.channel_dim, True, node.store_v_seq, True
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
@@ -44,7 +44,7 @@ def test_opcheck(case: Case, carried: bool) -> None:
     node(inputs())
     arguments = operator_arguments(node, inputs(), carried)
     torch.library.opcheck(torch.ops.klif_sj.forward.default, arguments)
-    program, x, initial, numbers, parameters, channel_dim, _, _ = arguments
+    program, x, initial, numbers, parameters, channel_dim, *_ = arguments
     detached = [t.detach() for t in parameters]
     spikes, *states, checkpoints = torch.ops.klif_sj.forward(*arguments)
     gradients = [None, *(torch.randn_like(s) for s in states[1:])]

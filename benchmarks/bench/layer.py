@@ -133,10 +133,11 @@ def turn(
 
 
 class Inputs:
-    """Several inputs to use in turn, made once."""
+    """Several inputs to use in turn, made once; results of an operation, as a layer's input is in a network."""
 
     def __init__(self, workload: Workload) -> None:
-        self._sets = [workload.inputs(seed) for seed in range(workload.input_sets())]
+        made = (workload.inputs(seed) for seed in range(workload.input_sets()))
+        self._sets = [(x.clone(), grad) for x, grad in made]
 
     def suited_to(self, run: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """With gradients in the dtype of the spikes."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..parameter import PerStep
+from .pending import PendingStates, can_wait
 from .program import Parameter, Program, build_program
 
 Kind = tuple[str, bool, bool, bool]
@@ -23,9 +24,12 @@ Kind = tuple[str, bool, bool, bool]
 
 def run(
     node: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    effective: Mapping[str, Tensor | PerStep],
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    effective: Mapping[str, Tensor | PerStep], pending: bool = False,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Callable[[], None] | None]:  # fmt: skip
     """Run a neuron's generated kernel over a sequence: spikes, final states, and the states at every step if stored.
+
+    With ``pending`` the final states may be tensors without values, in a call that learns; the last result then is what
+    computes them, else None.
 
     The neuron is used by what it says of itself: ``states``, ``advance``, ``channel_dim``, ``store_v_seq``.
     """
@@ -49,14 +53,17 @@ def run(
                 f"{type(node).__name__}: expected parameter {name!r} on the input's device {x_seq.device}, got "
                 f"{tensor.device}; move the neuron with .to({str(x_seq.device)!r})"
             )
+    pending = pending and learns and not initial and not node.store_v_seq and can_wait(x_seq, parameters)
     spikes, *rest = run_program(
-        text, x_seq, initial, initial_value, parameters, node.channel_dim, learns, node.store_v_seq
+        text, x_seq, initial, initial_value, parameters, node.channel_dim, learns, node.store_v_seq, not pending
     )
     count = len(node.states)
+    final = rest[:count]
     return (
         spikes,
-        dict(zip(node.states, rest[:count], strict=True)),
+        dict(zip(node.states, final, strict=True)),
         dict(zip(node.states, rest[count + 1 :], strict=False)),
+        PendingStates(final, text, x_seq, initial_value, parameters, node.channel_dim) if pending else None,
     )
 
 
@@ -101,8 +108,8 @@ def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 _INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
-    "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "_sequence", "effective", "lava_s_cale",
-    "forward_kernel", "backward_kernel", "_neuron_precision",
+    "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "_sequence", "_states_read", "effective",
+    "lava_s_cale", "forward_kernel", "backward_kernel", "_neuron_precision",
 }  # fmt: skip
 _PLAIN = (bool, int, float, str, type(None))
 _kept_alive: list[Any] = []

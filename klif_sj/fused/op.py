@@ -25,7 +25,7 @@ _library = torch.library.Library("klif_sj", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(
     "forward(str program, Tensor x_seq, Tensor[] initial, float[] initial_value, Tensor[] parameters, "
-    "int? channel_dim, bool checkpoint, bool record) -> Tensor[]",
+    "int? channel_dim, bool checkpoint, bool record, bool final) -> Tensor[]",
     tags=_tags,
 )
 _library.define(
@@ -91,34 +91,37 @@ def _planned(
 
 
 def _outputs(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, empty: Empty = empty
-) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, final: bool,
+    empty: Empty = empty,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:  # fmt: skip
     """Uninitialised spikes, final states, checkpoints and recorded states. Sizes may be symbolic."""
     dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
     spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype, empty)
-    final = [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in range(states)]
+    ends = [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in range(states if final else 0)]
     saved = (steps - 1) // target_of(x_seq).segment(program) if checkpoint else 0
     checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
     sequences = [empty_sequence(x_seq, steps, strides, dtype, empty) for _ in range(states if record else 0)]
-    return spikes, final, checkpoints, sequences
+    return spikes, ends, checkpoints, sequences
 
 
 def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
+    final: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
-    spikes, final, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record)
-    return [spikes, *final, checkpoints, *sequences]
+    spikes, ends, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record, final)
+    return [spikes, *ends, checkpoints, *sequences]
 
 
 def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
+    final: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan, target = _plan(program, x_seq, channel_dim, record, False), target_of(x_seq)
-    spikes, final, checkpoints, sequences = _outputs(
-        plan.kernel.program, plan.strides, x_seq, checkpoint, record, target.empty
+    spikes, ends, checkpoints, sequences = _outputs(
+        plan.kernel.program, plan.strides, x_seq, checkpoint, record, final, target.empty
     )
     if plan.geometry.neurons:
         call = Call(
@@ -129,12 +132,12 @@ def _forward(
             initial=[plan.state(state) for state in initial],
             initial_value=initial_value,
             spikes=spikes,
-            final=final,
+            final=ends,
             checkpoints=checkpoints if checkpoints.numel() else None,
             sequences=sequences,
         )
         target.launch(plan.kernel, call)
-    return [spikes, *final, checkpoints, *sequences]
+    return [spikes, *ends, checkpoints, *sequences]
 
 
 def _gradients(
@@ -203,13 +206,26 @@ def target_of(tensor: Tensor) -> ModuleType:
 
 def run_program(
     text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
-    channel_dim: int | None, learns: bool, record: bool,
+    channel_dim: int | None, learns: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Spikes, final states, checkpoints, and the recorded states: the forward operator, with its gradient."""
+    """Spikes, final states, checkpoints, and the recorded states: the forward operator, with its gradient.
+
+    Without ``final`` the final states have no values, nor memory: only their shape, and their place in the graph.
+    """
     if torch.compiler.is_compiling():
-        return torch.ops.klif_sj.forward(text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
-    asked = (text, initial_value, channel_dim, learns, record, len(initial))
+        return torch.ops.klif_sj.forward(
+            text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
+        )
+    asked = (text, initial_value, channel_dim, learns, record, final, len(initial))
     return list(_Eager.apply(asked, x_seq, *initial, *parameters))
+
+
+def final_states(
+    text: str, x_seq: Tensor, initial_value: Sequence[float], parameters: Sequence[Tensor], channel_dim: int | None
+) -> list[Tensor]:
+    """The final states that :func:`run_program` without ``final`` left out, from the same kernel; outside autograd."""
+    inputs: tuple[Any, ...] = (text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)
+    return _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *parameters))[1:-1]
 
 
 class _Eager(torch.autograd.Function):
@@ -217,10 +233,17 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, asked: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        text, initial_value, channel_dim, learns, record, n_initial = asked  # one argument, as torch looks at each
+        # One argument, as torch looks at each.
+        text, initial_value, channel_dim, learns, record, final, n_initial = asked
         initial, parameters = list(tensors[:n_initial]), list(tensors[n_initial:])
-        inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record)
+        inputs: tuple[Any, ...] = (
+            text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
+        )  # fmt: skip
         output = _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *tensors))
+        if not final:
+            program, shape = Program.decode(text), x_seq.shape[1:]
+            dtype, strides = getattr(torch, program.dtype), (0,) * len(shape)
+            output[1:1] = [empty(x_seq, shape, strides, dtype) for _ in program.states]
         ctx.set_materialize_grads(False)
         if learns:
             _save(ctx, inputs, output)
@@ -251,8 +274,8 @@ def _call(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    program, x_seq, initial, initial_value, parameters, channel_dim, _, record = inputs
-    states = len(Program.decode(program).states)
+    program, x_seq, initial, initial_value, parameters, channel_dim, _, record, _ = inputs
+    states = len(output) - 2 - (len(Program.decode(program).states) if record else 0)
     ctx.program, ctx.initial_value, ctx.channel_dim, ctx.record = program, initial_value, channel_dim, record
     ctx.counts = (len(initial), states)
     ctx.save_for_backward(x_seq, output[1 + states], *initial, *parameters)
@@ -282,7 +305,7 @@ def _gradients_of(
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[1])
     # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
-    return None, grad_x, grad_initial, None if ctx.initial_value else [], grad_parameters, None, None, None
+    return None, grad_x, grad_initial, None if ctx.initial_value else [], grad_parameters, *(None,) * 4
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

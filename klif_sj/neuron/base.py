@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import compat, fused
 from ..checks import DTYPES, check_bool, check_input, check_number
 from ..parameter import Effective, PerStep, channel_view, fit_to_input
+from .memories import PendingMemories
 
 State = float | Tensor
 EffectiveParameters = dict[str, Tensor | PerStep]
@@ -43,6 +44,9 @@ class FusedNode(BaseNode):
 
     Dtypes: float16, bfloat16, float32 and float64 in, the same out. States and arithmetic are float32 (float64 for
     float64 input), in every backend. States are made anew when the input's shape, device or state dtype changes.
+
+    The states after a multi-step training call are computed when they are first read; until then, or a reset, they keep
+    that call's input in memory. A neuron whose states were read once, be it by its next call, computes them at once.
 
     :raises TypeError: for an input that is no floating-point tensor
     :raises ValueError: for an input without a batch dimension or without a time step, or on a device that the named
@@ -92,6 +96,7 @@ class FusedNode(BaseNode):
         self.backend = backend
         self.store_v_seq = check_bool("store_v_seq", store_v_seq)
         self._sequence: tuple[tuple[Tensor, ...], EffectiveParameters] = ((), {})
+        self._states_read = False
 
     def effective_parameters(self) -> EffectiveParameters:
         """Effective parameters by name, computed from the raw ones once per forward; steps read ``self.effective``.
@@ -138,8 +143,9 @@ class FusedNode(BaseNode):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
+        self._settle()
         states, step = self._states_for(x.shape, x)
-        spikes, updated, sequences = self._run(x.unsqueeze(0), states, step)
+        spikes, updated, sequences, _ = self._run(x.unsqueeze(0), states, step)
         self._commit(updated, step + 1)
         if self.store_v_seq:
             for name, sequence in sequences.items():
@@ -149,33 +155,38 @@ class FusedNode(BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
+        self._settle()
         held, _ = self._states_for(x_seq.shape[1:], x_seq)
-        spikes, states, sequences = self._run(x_seq, held, 0)
+        pending = not torch.compiler.is_compiling() and self.training and not self._states_read
+        spikes, states, sequences, compute = self._run(x_seq, held, 0, pending)
+        if compute is not None:
+            self.__dict__["_memories"] = PendingMemories(self._memories, states, compute)
         self._commit(states, 0)
         for name, sequence in sequences.items():
             setattr(self, f"{name}_seq", sequence)
         return spikes
 
     def _run(
-        self, x_seq: Tensor, states: dict[str, State], first_step: int
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Spikes, final states and, where they are stored, the states at every step."""
+        self, x_seq: Tensor, states: dict[str, State], first_step: int, pending: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Callable[[], None] | None]:
+        """Spikes, final states, the states at every step where they are stored, and what computes ``pending`` ones."""
         dtype, name = state_dtype(x_seq.dtype), type(self).__name__
         parameters = self._sequence_parameters(states)
         effective = {
             key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
         }
+        compute = None
         if fused.serving_backend(self.backend, x_seq) == "torch":
             spikes, updated, sequences = self._run_torch(x_seq, states, effective)
         elif any(isinstance(value, Tensor) for value in states.values()):
             initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
-            spikes, updated, sequences = fused.run(self, x_seq, initial, [], effective)
+            spikes, updated, sequences, _ = fused.run(self, x_seq, initial, [], effective)
         else:
             numbers = [float(value) for value in states.values()]
-            spikes, updated, sequences = fused.run(self, x_seq, [], numbers, effective)
+            spikes, updated, sequences, compute = fused.run(self, x_seq, [], numbers, effective, pending)
         self.__dict__["_sequence"] = (tuple(updated.values()), parameters)  # nn.Module's own way takes far longer
-        return spikes, updated, sequences
+        return spikes, updated, sequences, compute
 
     def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
         """The effective parameters: those of the previous call where this one goes on from the states that it left.
@@ -245,6 +256,18 @@ class FusedNode(BaseNode):
         if self.time_dependent:
             self._memories["time_step"] = time_step
 
+    def _settle(self, compute: bool = True) -> None:
+        """Make the memories a plain dict again; all None, where states are pending that nobody wants computed."""
+        memories = self._memories
+        if type(memories) is PendingMemories:
+            if compute or memories.computed:
+                self.__dict__["_memories"] = memories.copy()
+                self._states_read = self._states_read or memories.computed
+            else:
+                self.__dict__["_memories"] = dict.fromkeys(memories)
+
+    _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
     # The functional interface of SpikingJelly 2; the old line never calls it.
 
     def materialize_states(
@@ -274,14 +297,14 @@ class FusedNode(BaseNode):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step from explicit states, in the order of :meth:`named_memories`: ``((spike,), new states)``."""
         step = states[-1] if self.time_dependent else 0
-        spikes, updated, _ = self._run(inputs[0].unsqueeze(0), dict(zip(self.states, states, strict=False)), step)
+        spikes, updated, *_ = self._run(inputs[0].unsqueeze(0), dict(zip(self.states, states, strict=False)), step)
         return (spikes[0],), (*updated.values(), *((step + 1,) if self.time_dependent else ()))
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """T steps from explicit states: ``((spikes,), new states)``."""
-        spikes, updated, _ = self._run(inputs[0], dict(zip(self.states, states, strict=False)), 0)
+        spikes, updated, *_ = self._run(inputs[0], dict(zip(self.states, states, strict=False)), 0)
         return (spikes,), (*updated.values(), *((0,) if self.time_dependent else ()))
 
     # What SpikingJelly's own tools expect of a neuron.
@@ -311,6 +334,7 @@ class FusedNode(BaseNode):
 
     def reset(self) -> None:
         """Put every state back to its reset value and forget the stored sequences."""
+        self._settle(compute=False)
         super().reset()
         self._forget_sequences()
         self.__dict__["_sequence"] = ((), {})

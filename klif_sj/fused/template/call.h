@@ -15,7 +15,7 @@ struct Call {
     io *spikes;                                            // [T, neurons]
     const real *initial[STATES];                           // [neurons], or null: initial_value
     double initial_value[STATES];
-    real *final[STATES];                                   // [neurons]
+    real *final[STATES];                                   // [neurons], or null: not wanted
     real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: where segments start
     real *sequences[STATES];                               // [T, neurons], with RECORD
     const real *parameters[AT_LEAST_ONE(PARAMETERS)];      // each scalar, [channels], [T] or [T, channels]

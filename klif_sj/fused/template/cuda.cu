@@ -88,7 +88,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
                 store_state(states, j, call.checkpoints + (segment * STATES + j) * view.neurons + place.neuron);
             });
         });
-        unroll<STATES>([&](auto j) LAMBDA { store_state(states, j, call.final[j] + place.neuron); });
+        unroll<STATES>([&](auto j) LAMBDA {
+            if (call.final[j]) store_state(states, j, call.final[j] + place.neuron);
+        });
     }
 }
 

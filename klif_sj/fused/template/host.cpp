@@ -188,7 +188,8 @@ extern "C" void forward(const Call *launch) {
                            lanes * sizeof(real));
             }
         }
-        for (int j = 0; j < STATES; j++) memcpy(call.final[j] + block.first, states[j], lanes * sizeof(real));
+        for (int j = 0; j < STATES; j++)
+            if (call.final[j]) memcpy(call.final[j] + block.first, states[j], lanes * sizeof(real));
     });
 }
 #else
