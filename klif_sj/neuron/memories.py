@@ -34,6 +34,10 @@ class PendingMemories(dict[str, Any]):
             self.computed = True
             del self._compute  # and with it the inputs of the call
 
+    def unread(self) -> dict[str, Any]:
+        """A plain dict of what is here, computed or not."""
+        return dict(dict.items(self))
+
     def __iter__(self) -> Iterator[str]:
         """As a dict's; but C code that copies a dict (``dict(m)``, ``{**m}``) goes past the methods of one without."""
         return super().__iter__()
