@@ -116,8 +116,7 @@ def _outputs(
 
 def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
-    final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
     spikes, ends, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record, final)
@@ -126,8 +125,7 @@ def _fake_forward(
 
 def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
-    final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan, target = _plan(program, x_seq, channel_dim, record, False), target_of(x_seq)
     spikes, ends, checkpoints, sequences = _outputs(
@@ -232,7 +230,7 @@ def final_states(
     text: str, x_seq: Tensor, initial_value: Sequence[float], parameters: Sequence[Tensor], channel_dim: int | None
 ) -> list[Tensor]:
     """The final states that :func:`run_program` without ``final`` left out, from the same kernel; outside autograd."""
-    inputs = (text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)
+    inputs: tuple[Any, ...] = (text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)
     return _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *parameters))[1:-1]
 
 
