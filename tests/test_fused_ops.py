@@ -44,6 +44,7 @@ def test_opcheck(case: Case, carried: bool) -> None:
     node(inputs())
     arguments = operator_arguments(node, inputs(), carried)
     torch.library.opcheck(torch.ops.klif_sj.forward.default, arguments)
+    torch.library.opcheck(torch.ops.klif_sj.forward.default, (*arguments[:-1], False))
     program, x, initial, numbers, parameters, channel_dim, *_ = arguments
     detached = [t.detach() for t in parameters]
     spikes, *states, checkpoints = torch.ops.klif_sj.forward(*arguments)

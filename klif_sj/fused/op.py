@@ -106,8 +106,7 @@ def _outputs(
 
 def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
-    final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
     spikes, ends, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record, final)
@@ -116,8 +115,7 @@ def _fake_forward(
 
 def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool,
-    final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan, target = _plan(program, x_seq, channel_dim, record, False), target_of(x_seq)
     spikes, ends, checkpoints, sequences = _outputs(

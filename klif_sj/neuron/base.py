@@ -257,14 +257,11 @@ class FusedNode(BaseNode):
             self._memories["time_step"] = time_step
 
     def _settle(self, compute: bool = True) -> None:
-        """Make the memories a plain dict again; all None, where states are pending that nobody wants computed."""
+        """Make the memories a plain dict again; without ``compute``, pending states are left without values."""
         memories = self._memories
         if type(memories) is PendingMemories:
-            if compute or memories.computed:
-                self.__dict__["_memories"] = memories.copy()
-                self._states_read = self._states_read or memories.computed
-            else:
-                self.__dict__["_memories"] = dict.fromkeys(memories)
+            self.__dict__["_memories"] = memories.copy() if compute else memories.unread()
+            self._states_read = self._states_read or memories.computed
 
     _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -334,7 +331,8 @@ class FusedNode(BaseNode):
 
     def reset(self) -> None:
         """Put every state back to its reset value and forget the stored sequences."""
-        self._settle(compute=False)
+        # A reset to a tensor copies it into the state, which needs memory of its own for that.
+        self._settle(compute=any(isinstance(value, Tensor) for value in self._memories_rv.values()))
         super().reset()
         self._forget_sequences()
         self.__dict__["_sequence"] = ((), {})

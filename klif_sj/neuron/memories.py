@@ -23,16 +23,21 @@ class PendingMemories(dict[str, Any]):
     def __init__(self, memories: Mapping[str, Any], states: Mapping[str, Tensor], compute: Callable[[], None]) -> None:
         super().__init__(memories)
         self.update(states)
-        self._states = tuple(states.values())
+        self._states: tuple[Tensor, ...] = tuple(states.values())
         self._compute = compute
         self.computed = False
 
     def compute(self) -> None:
         """Compute the states, unless they are already, or none of them is here any more."""
-        if not self.computed and any(value is state for value in dict.values(self) for state in self._states):
+        if any(value is state for value in dict.values(self) for state in self._states):
             self._compute()
             self.computed = True
-            del self._compute  # and with it the inputs of the call
+            self._states = ()
+            del self._compute  # and with it the input of the call
+
+    def unread(self) -> dict[str, Any]:
+        """A plain dict of what is here, computed or not."""
+        return dict(dict.items(self))
 
     def __iter__(self) -> Iterator[str]:
         """As a dict's; but C code that copies a dict (``dict(m)``, ``{**m}``) goes past the methods of one without."""
