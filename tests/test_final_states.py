@@ -21,13 +21,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode
 from klif_sj.checkpoint import state_contexts
 from klif_sj.compat import SPIKINGJELLY_2
-from klif_sj.fused import op
+from klif_sj.fused import op, pending
 from klif_sj.neuron.memories import PendingMemories
 
 pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
 PENDING = [case for case in CASES if case.name != "user-defined"]
 """The other one reads a parameter as it is, which the optimizer may step before the states are read."""
+
+
+@pytest.fixture(autouse=True)
+def _small_calls_wait_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "WORTHWHILE", 0)
 
 
 @pytest.fixture
@@ -62,6 +67,16 @@ def twins(case: Case = CASES[1]) -> tuple[FusedNode, FusedNode]:
 
 def is_pending(node: FusedNode) -> bool:
     return type(node._memories) is PendingMemories and not node._memories.computed
+
+
+def test_a_small_call_writes_its_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = CLIFNode(step_mode="m", backend="cpp")
+    x = computed(current().requires_grad_())
+    for limit, waits in ((x.numel() + 1, False), (x.numel(), True)):
+        monkeypatch.setattr(pending, "WORTHWHILE", limit)
+        node.reset()
+        node(x)
+        assert is_pending(node) is waits
 
 
 def test_nobody_reads_the_states_of_a_training_step(runs: list[bool]) -> None:

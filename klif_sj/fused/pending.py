@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 _saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: True)
 """Whether what autograd saves goes elsewhere. An older torch cannot say, so there they might always be."""
 
+WORTHWHILE = 1 << 22
+"""Elements of x from which on states wait: to put off those of a smaller call takes longer than to write them."""
+
 _version = attrgetter("_version")  # it only ever grows
 
 
@@ -25,7 +28,7 @@ def can_wait(x_seq: Tensor, parameters: Sequence[Tensor]) -> bool:
     return memory that it uses again. Nor should x be kept where autograd's saved tensors are not, as in activation
     checkpointing.
     """
-    if _saved_tensor_hooks(True) or torch._C._len_torch_dispatch_stack():
+    if x_seq.numel() < WORTHWHILE or _saved_tensor_hooks(True) or torch._C._len_torch_dispatch_stack():
         return False
     for tensor in (*parameters, x_seq):
         base = tensor._base

@@ -45,8 +45,9 @@ class FusedNode(BaseNode):
     Dtypes: float16, bfloat16, float32 and float64 in, the same out. States and arithmetic are float32 (float64 for
     float64 input), in every backend. States are made anew when the input's shape, device or state dtype changes.
 
-    The states after a multi-step training call are computed when they are first read; until then, or a reset, they keep
-    that call's input in memory. A neuron whose states were read once, be it by its next call, computes them at once.
+    The states after a large multi-step training call are computed when they are first read; until then, or a reset,
+    they keep that call's input in memory. A neuron whose states were read once, be it by its next call, computes them
+    at once.
 
     :raises TypeError: for an input that is no floating-point tensor
     :raises ValueError: for an input without a batch dimension or without a time step, or on a device that the named
