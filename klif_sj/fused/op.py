@@ -57,12 +57,14 @@ class _Plan:
         """The kernel's sums ``[grads, channels]`` as gradients in the shapes of the learned parameters."""
         learned = self.kernel.program.learned
         counts = [self.kernel.steps if parameter.per_step else 1 for parameter in learned]
+        # Copies, as what an operator returns must not share memory; all in one operation.
+        parts: list[Tensor] = [grads] * len(learned)
+        if len(learned) > 1:
+            parts = list(torch.split_with_sizes_copy(grads, counts))  # type: ignore[func-returns-value, arg-type]
         gradients = []
-        for part, count, parameter in zip(grads.split(counts), counts, learned, strict=True):
+        for rows, count, parameter in zip(parts, counts, learned, strict=True):
             if not parameter.per_channel and self.channels > 1:
-                rows = part.sum(1)
-            else:  # what an operator returns must not share memory
-                rows = part if len(learned) == 1 else part.clone()
+                rows = rows.sum(1)
             shape = (*(count,) * parameter.per_step, *(self.channels,) * parameter.per_channel)
             gradients.append(rows.view(shape))
         return gradients

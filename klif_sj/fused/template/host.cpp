@@ -245,14 +245,20 @@ static void store_sum(const Call &call, const Block &block, int g, const Lanes &
 
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
 static void finish(const Call &call) {
-    const int64 channels = call.channels / call.neighbours, terms = COLUMNS ? call.neighbours : FOLD;
+    const int64 channels = call.channels / call.neighbours;
     for (int64 c = 0; c < channels; c++)
         for (int64 g = 0; g < GRADS; g++) {
-            double sum = 0;
-            for (int64 row = 0; row < runs_in_line(call); row++) {
-                const int64 at = COLUMNS ? (row * GRADS + g) * channels + c : (row * channels + c) * GRADS + g;
-                for (int64 i = 0; i < terms; i++) sum += call.partial[at * terms + i];
-            }
+            double sum = 0, lanes[FOLD] = {};
+            for (int64 row = 0; row < runs_in_line(call); row++)
+                if (COLUMNS) {
+                    const real *from = call.partial + ((row * GRADS + g) * channels + c) * call.neighbours;
+                    for (int64 n = 0; n < call.neighbours; n++) sum += from[n];
+                } else {
+                    const real *from = call.partial + ((row * channels + c) * GRADS + g) * FOLD;
+#pragma omp simd
+                    for (int lane = 0; lane < FOLD; lane++) lanes[lane] += from[lane];
+                }
+            for (double lane : lanes) sum += lane;
             call.grad_parameters[g * channels + c] = real(sum);
         }
 }
