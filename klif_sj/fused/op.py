@@ -60,7 +60,7 @@ class _Plan:
         # Copies, as what an operator returns must not share memory; all in one operation.
         parts: list[Tensor] = [grads] * len(learned)
         if len(learned) > 1:
-            parts = list(torch.split_with_sizes_copy(grads, counts))  # type: ignore[func-returns-value, arg-type]
+            parts = list(torch.split_with_sizes_copy(grads, counts))  # type: ignore[func-returns-value, call-overload]
         gradients = []
         for rows, count, parameter in zip(parts, counts, learned, strict=True):
             if not parameter.per_channel and self.channels > 1:
