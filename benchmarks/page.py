@@ -23,11 +23,12 @@ This page is generated from measurements by `python benchmarks/page.py`; every f
   3.2 times as long as ours in the same run; below 1 it was faster.
 - **Limit** is a copy (`Tensor.copy_`) that moves as many bytes as the pass has to: forward reads the input and writes
   the spikes, backward reads the input and the spikes' gradient and writes the input's. `1.3x` says that ours took 1.3
-  times as long as this copy.
+  times as long as this copy. On a CPU it may be below 1: we store around the caches, which `copy_` does not.
 - Before anything is timed its spikes and all its gradients are compared with the equations in float64; what computes
   something else is *refused*, and what raises has *failed*.
 - Layers are `[T, N, C, H, W]` with up to 64 channels, states start at zero in every call (`reset` is part of the
-  time), inputs are random with 10 to 40 % spikes and used in turn, the spikes' gradient is dense and random. GPU times
+  time), inputs are random with 10 to 40 % spikes, results of an operation as in a network (so states that nobody reads
+  are not written), and used in turn; the spikes' gradient is dense and random. GPU times
   are of CUDA events with a cleared L2 cache; *graph* is a CUDA graph, replayed. CPU times are by
   `torch.utils.benchmark`. Times are medians.
 - On a CPU the providers of a workload take turns, several times, so that a slow minute of the machine is everybody's.
