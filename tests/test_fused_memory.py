@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from klif_sj import KLIFNode
+from klif_sj import KLIFNode, fused
 from klif_sj.fused import memory
 from klif_sj.fused.memory import LARGE, PAGE, Pool
 
@@ -130,6 +130,7 @@ def test_a_fork_has_memory_of_its_own(pool):
     assert tensor[0, 0] == 1
 
 
+@pytest.mark.skipif("cpp" not in fused.supported_backends(), reason="no C++ compiler")
 @pytest.mark.parametrize("v_reset", [0.0, None])
 def test_a_layer_trains_in_reused_memory_as_in_new(pool, v_reset):
     x = torch.randn(4, LARGE // 16, requires_grad=True)
