@@ -59,11 +59,10 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     The gradient is that of the identity, except that a gradient whose descent step would move the value further out
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
-    # The same at less than half the cost, where looking waits for no GPU and the value is known. Not raw itself: the
-    # value that was checked counts, though raw may change while a sequence of single steps goes on.
-    known = type(raw) is nn.Parameter and raw.device.type == "cpu" and not torch.compiler.is_compiling()
+    # The same for nothing, where looking waits for no GPU and the value is known.
+    known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
     if known and raw.numel() == 1 and low < raw.item() < high:
-        return raw.clone()
+        return raw
     return _Bounded.apply(raw, low, high)
 
 

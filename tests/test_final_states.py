@@ -26,9 +26,6 @@ from klif_sj.neuron.memories import PendingMemories
 
 pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
-PENDING = [case for case in CASES if case.name != "user-defined"]
-"""The other one reads a parameter as it is, which the optimizer may step before the states are read."""
-
 
 @pytest.fixture(autouse=True)
 def _small_calls_wait_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,10 +38,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     implementation = op._forward
 
-    def forward(*arguments: Any) -> list[Tensor]:
+    def forward(*arguments: Any) -> op.Outputs:
         output = implementation(*arguments)
-        final, record, states = arguments[8], arguments[7], len(op.Program.decode(arguments[0]).states)
-        assert len(output) == 2 + states * (final + record)
+        final, states = arguments[8], len(op.Program.decode(arguments[0]).states)
+        assert len(output[1]) == states * final
         found.append(final)
         return output
 
@@ -134,7 +131,7 @@ def test_the_same_bits_as_at_once(case: Case) -> None:
         torch.manual_seed(1)
         leaves = [current(requires_grad=True) for _ in range(2)]
         spikes = node(computed(leaves[0]))
-        assert is_pending(node) == (case in PENDING and not node._states_read)
+        assert is_pending(node) == (not node._states_read)
         results = {"first spike": spikes, **{f"first {name}": value for name, value in states_of(node).items()}}
         if not node.time_dependent:
             results["second spike"] = node(computed(leaves[1]))
@@ -187,12 +184,11 @@ class ReusesMemory(torch.autograd.Function):
         ({}, lambda node: None, ReusesMemory.apply),
         ({}, lambda node: None, lambda leaf: ReusesMemory.apply(leaf).view(STEPS, BATCH, CHANNELS)),
         ({}, lambda node: setattr(node, "v", torch.zeros(BATCH, CHANNELS)), computed),
-        ({"k_bounds": None}, lambda node: None, computed),
         ({"store_v_seq": True}, lambda node: None, computed),
         ({"backend": "torch"}, lambda node: None, computed),
     ],
     ids=["eval", "leaf", "view of a leaf", "data", "Python function", "view of a Python function's", "given state",
-         "raw parameter", "v_seq", "torch"],
+         "v_seq", "torch"],
 )  # fmt: skip
 def test_computed_at_once_where_inputs_may_change_or_states_are_wanted(
     options: dict[str, Any], prepare: Callable[[FusedNode], Any], make_x: Callable[[Tensor], Tensor]
@@ -290,15 +286,16 @@ def test_the_cuda_kernel_without_final_states(monkeypatch: pytest.MonkeyPatch) -
         assert_equal(found[0][name], value, name)
 
 
-def test_states_after_the_optimizers_step_are_those_of_the_call() -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_states_after_the_optimizers_step_are_those_of_the_call(case: Case) -> None:
     found = []
-    for node in twins():
+    for node in twins(case):
         torch.manual_seed(1)
         leaf = current(requires_grad=True)
         optimizer = torch.optim.SGD([leaf, *node.parameters()], lr=0.5)
         node(computed(leaf)).sum().backward()
         optimizer.step()
-        node.v_threshold = 3.0
+        node.surrogate_function.alpha = 3.0
         found.append(node.v)
     assert_equal(*found)
 

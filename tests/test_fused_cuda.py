@@ -209,7 +209,7 @@ def _kernels() -> list[tuple[str, Kernel]]:
 def _program(node: FusedNode, dtype: torch.dtype = torch.float32) -> Program:
     """The program of a neuron that learns all that it can."""
     _, kinds = dispatch._arguments(node, node.effective_parameters())
-    return Program.decode(node.step_program(str(dtype), kinds, True)[0])
+    return Program.decode(node.step_program(dtype, kinds, True)[0])
 
 
 KERNELS = _kernels()

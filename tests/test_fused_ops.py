@@ -29,7 +29,7 @@ def operator_arguments(node: FusedNode, x: Tensor, carried: bool) -> tuple[Any, 
     """What the forward operator is called with for a node."""
     effective = node.effective_parameters()
     values, kinds = dispatch._arguments(node, effective)
-    program, used, _ = node.step_program("torch.float32", kinds, True)
+    program, used, _ = node.step_program(torch.float32, kinds, True)
     initial = [torch.rand(x.shape[1:]).requires_grad_() for _ in node.states] if carried else []
     numbers = [] if carried else [0.0] * len(node.states)
     parameters = [values[name].detach().clone().requires_grad_() for name in used]
@@ -67,7 +67,7 @@ def test_registered_autograd_equals_the_eager_one() -> None:
     expected = torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves)
     from klif_sj.fused.op import run_program
 
-    spikes, v, _ = run_program(*arguments)
+    spikes, (v,), _ = run_program(*arguments)
     for actual, value in zip(torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves), expected, strict=True):
         assert_equal(actual, value)
 

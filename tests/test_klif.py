@@ -246,15 +246,16 @@ def test_the_gradient_at_a_bound_does_not_depend_on_the_step_mode(raw: float) ->
     assert_close(gradients[1], gradients[0])
 
 
-def test_k_that_changes_within_a_sequence_counts_in_the_next() -> None:
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_k_that_changes_within_a_sequence_stays_inside_its_bounds(step_mode: str, backend: str) -> None:
     x, results = current(), []
-    for change in (False, True):
-        node = KLIFNode(step_mode="s", init_k=2.0)
-        spikes = [node(x[0])]
-        if change:
-            with torch.no_grad():
-                node.k.fill_(9.0)
-        spikes += [node(step) for step in x[1:]]
+    for k_bounds, changed in (((0.5, 5.0), 9.0), (None, 5.0)):
+        node = KLIFNode(step_mode=step_mode, init_k=2.0, k_bounds=k_bounds, backend=backend)
+        spikes = [node(part[0] if step_mode == "s" else part) for part in x[:2].split(1)]
+        with torch.no_grad():
+            node.k.fill_(changed)
+        spikes += [node(part[0] if step_mode == "s" else part) for part in x[2:].split(1)]
         results.append(torch.stack(spikes))
     assert_equal(*results)
 

@@ -21,7 +21,7 @@ class Call:
 
     geometry: Geometry
     x: Tensor
-    parameters: Tensors
+    parameters: Sequence[Tensor]
     initial: Tensors = ()
     initial_value: Sequence[float] = ()
     spikes: Tensor | None = None
@@ -36,37 +36,32 @@ class Call:
     partial: Tensor | None = None
     grad_parameters: Tensor | None = None
     neighbours: int = 1
-    spread: Tensor | None = None
 
     def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
         """The block: addresses of tensors, and numbers, 8 bytes each, in the order of call.h."""
         none = (0,) * states
-        parameters = _addresses(self.parameters, (0,))
-        outer, channels, inner = self.geometry
+        parameters = [tensor.data_ptr() for tensor in self.parameters] or (0,)
         return _layout(states, len(parameters)).pack(
             self.x.data_ptr(),
             self.x.stride(0),
-            _address(self.spikes),
-            *_addresses(self.initial, none),
+            self.spikes.data_ptr() if self.spikes is not None else 0,
+            *(_addresses(self.initial) if self.initial else none),
             *(self.initial_value or none),
-            *_addresses(self.final, none),
-            _address(self.checkpoints),
-            *_addresses(self.sequences, none),
+            *(_addresses(self.final) if self.final else none),
+            self.checkpoints.data_ptr() if self.checkpoints is not None else 0,
+            *(_addresses(self.sequences) if self.sequences else none),
             *parameters,
-            _address(self.grad_spikes),
-            0 if self.grad_spikes is None else self.grad_spikes.stride(0),
-            *_addresses(self.grad_final, none),
-            *_addresses(self.grad_sequences, none),
-            _address(self.grad_x),
-            *_addresses(self.grad_initial, none),
-            _address(self.partial),
-            _address(self.grad_parameters),
-            outer,
-            channels,
-            inner,
+            self.grad_spikes.data_ptr() if self.grad_spikes is not None else 0,
+            self.grad_spikes.stride(0) if self.grad_spikes is not None else 0,
+            *(_addresses(self.grad_final) if self.grad_final else none),
+            *(_addresses(self.grad_sequences) if self.grad_sequences else none),
+            self.grad_x.data_ptr() if self.grad_x is not None else 0,
+            *(_addresses(self.grad_initial) if self.grad_initial else none),
+            self.partial.data_ptr() if self.partial is not None else 0,
+            self.grad_parameters.data_ptr() if self.grad_parameters is not None else 0,
+            *self.geometry,
             rows,
             self.neighbours,
-            _address(self.spread),
             threads,
         )
 
@@ -80,17 +75,13 @@ class Call:
         return [tensor for tensor in found if tensor is not None]
 
 
-_OTHERS = ("geometry", "parameters", "initial_value", "partial", "grad_parameters", "neighbours", "spread")
+_OTHERS = ("geometry", "parameters", "initial_value", "partial", "grad_parameters", "neighbours")
 
 
 @functools.cache
 def _layout(states: int, parameters: int) -> struct.Struct:
-    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q9q")
+    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q8q")
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Tensors, none: Sequence[int]) -> Sequence[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors] if tensors else none
+def _addresses(tensors: Tensors) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..parameter import PerStep
+from ..state import state_dtype
 from .pending import PendingStates, can_wait
 from .program import Parameter, Program, build_program
 
@@ -36,33 +37,32 @@ def run(
     from .op import run_program  # registering the operators inspects every loaded module: not at import
 
     values, kinds = _arguments(node, effective)
-    dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
+    dtype = state_dtype(x_seq.dtype)
     learns = torch.is_grad_enabled() and (
         x_seq.requires_grad or any(kind[3] for kind in kinds) or any(state.requires_grad for state in initial)
     )
-    text, used, attributes = node.step_program(str(dtype), kinds, learns)
+    text, used, attributes = node.step_program(dtype, kinds, learns)
     if torch.compiler.is_compiling():
         for module, name, value in attributes:
             # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
             if getattr(node.get_submodule(module), name) != value:
                 raise AssertionError(f"{module}.{name} changed while it was traced")
     parameters = [values[name] if name in effective else values[name].to(dtype).reshape(()) for name in used]
+    device = x_seq.device
     for name, tensor in zip(used, parameters, strict=True):
-        if tensor.device != x_seq.device:
+        if tensor.device != device:
             raise ValueError(
-                f"{type(node).__name__}: expected parameter {name!r} on the input's device {x_seq.device}, got "
-                f"{tensor.device}; move the neuron with .to({str(x_seq.device)!r})"
+                f"{type(node).__name__}: expected parameter {name!r} on the input's device {device}, got "
+                f"{tensor.device}; move the neuron with .to({str(device)!r})"
             )
-    pending = pending and learns and not initial and not node.store_v_seq and can_wait(x_seq, parameters)
-    spikes, *rest = run_program(
+    pending = pending and learns and not initial and not node.store_v_seq and can_wait(x_seq)
+    spikes, final, sequences = run_program(
         text, x_seq, initial, initial_value, parameters, node.channel_dim, learns, node.store_v_seq, not pending
     )
-    count = len(node.states)
-    final = rest[:count]
     return (
         spikes,
         dict(zip(node.states, final, strict=True)),
-        dict(zip(node.states, rest[count + 1 :], strict=False)),
+        dict(zip(node.states, sequences, strict=False)),
         PendingStates(final, text, x_seq, initial_value, parameters, node.channel_dim) if pending else None,
     )
 
@@ -73,8 +73,7 @@ def cuda_source(node: Any, steps: int, dtype: torch.dtype) -> str:
     from .kernel import Kernel
 
     _, kinds = _arguments(node, node.effective_parameters())
-    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    program = Program.decode(node.step_program(str(arithmetic), kinds, True)[0])
+    program = Program.decode(node.step_program(state_dtype(dtype), kinds, True)[0])
     kernel = Kernel(program, steps, dtype, columns=False, record=False, backward=True)
     return cuda.source(kernel, cuda.vector_width(kernel))
 
@@ -86,21 +85,19 @@ def _arguments(node: Any, effective: Mapping[str, Tensor | PerStep]) -> tuple[di
         values[f"raw_{name}" if name in effective else name] = tensor
     gradients, kinds = torch.is_grad_enabled(), []
     for name, value in values.items():
-        per_step = isinstance(effective.get(name), PerStep)
-        kinds.append((name, per_step, name in effective and value.ndim > per_step, gradients and value.requires_grad))
+        given = effective.get(name)
+        per_step = type(given) is PerStep
+        kinds.append((name, per_step, given is not None and value.ndim > per_step, gradients and value.requires_grad))
     return values, tuple(kinds)
 
 
 def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """One-element parameters and buffers of a neuron and its submodules (a surrogate's, say) by dotted name."""
-    found = {
-        f"{prefix}{name}": tensor
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None
-        and type(tensor) not in (UninitializedParameter, UninitializedBuffer)
-        and tensor.numel() == 1
-    }
+    found = {}
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            if tensor is not None and type(tensor) not in _UNINITIALIZED and tensor.numel() == 1:
+                found[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
             found.update(raw_scalars(child, f"{prefix}{name}."))
@@ -111,6 +108,7 @@ _INTERNAL_ATTRIBUTES = (frozenset(nn.Module().__dict__) - {"training"}) | {
     "_memories", "_memories_rv", "_step_mode", "_backend", "_store_v_seq", "_sequence", "_states_read", "effective",
     "lava_s_cale", "forward_kernel", "backward_kernel", "_neuron_precision",
 }  # fmt: skip
+_UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 _PLAIN = (bool, int, float, str, type(None))
 _kept_alive: list[Any] = []
 
@@ -139,7 +137,7 @@ class _Known:
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
 
 
-def program_of(node: Any, dtype: str, kinds: tuple[Kind, ...], backward: bool) -> Found:
+def program_of(node: Any, dtype: torch.dtype, kinds: tuple[Kind, ...], backward: bool) -> Found:
     """A neuron's encoded program, the names of its parameters in order, and the attributes that it depends on.
 
     Traced once for each distinct set of equations: the class, its three methods, and every attribute of the neuron and
@@ -159,12 +157,12 @@ def program_of(node: Any, dtype: str, kinds: tuple[Kind, ...], backward: bool) -
 
 
 def _build(
-    node: Any, constants: tuple[tuple[str, str, Any], ...], dtype: str, kinds: tuple[Kind, ...],
+    node: Any, constants: tuple[tuple[str, str, Any], ...], dtype: torch.dtype, kinds: tuple[Kind, ...],
     backward: bool,
 ) -> Found:  # fmt: skip
     program = build_program(
         _title(node), functools.partial(_step, node), node.states, [Parameter(*kind) for kind in kinds],
-        getattr(torch, dtype.removeprefix("torch.")), backward,
+        dtype, backward,
     )  # fmt: skip
     attributes = tuple(constant for constant in constants if isinstance(constant[2], _PLAIN))
     return program.encode(), tuple(p.name for p in program.parameters), attributes

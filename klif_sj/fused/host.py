@@ -121,18 +121,18 @@ def cache_folder() -> Path:
 
 
 @functools.lru_cache(maxsize=1024)
-def load(kernel: Kernel) -> Callable[[bytes], None]:
-    """The kernel's function, which takes a packed ``Call``.
+def load(kernel: Kernel) -> Callable[[bytes], int]:
+    """The kernel's function, which takes a packed ``Call`` and returns 0, or 1 where there was no memory.
 
     :raises CompilerError: with the compiler's log and the source's path
     """
     steps = min(segment(kernel.program), kernel.steps)
     constants = {"SEGMENT": steps, "LANES": LANES, "FOLD": FOLD, "LARGE": LARGE, "KEPT": kernel.program.kept}
-    source = kernel.source("host.cpp", **constants)
+    source = kernel.source("host.cpp", VALUES_OF_CHANNEL=kernel.values_of_channel, **constants)
     return function_of(source, "backward" if kernel.backward else "forward")
 
 
-def function_of(source: str, name: str) -> Callable[[bytes], None]:
+def function_of(source: str, name: str) -> Callable[[bytes], int]:
     """Compile a source, or find it compiled, and return one of its functions."""
     command = compiler()
     key = hashlib.sha256("\0".join((source, identity(command), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
@@ -143,7 +143,7 @@ def function_of(source: str, name: str) -> Callable[[bytes], None]:
         function = getattr(ctypes.CDLL(str(library)), name)
     except OSError as error:
         raise CompilerError(f"{command[0]} compiled a kernel that cannot be loaded: {error}") from error
-    function.argtypes, function.restype = (ctypes.c_char_p,), None
+    function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_int
     return function
 
 
@@ -195,30 +195,27 @@ def _processor() -> str:
 
 
 def launch(kernel: Kernel, call: Call) -> None:
-    """Run a kernel on the threads that torch uses; a small one on the calling thread alone."""
-    function, states, rows, sums, small = prepared(kernel, call.geometry)
-    if call.grad_parameters is not None:
-        call.partial = call.grad_parameters.new_empty(sums)
-    if call.neighbours > 1:
-        values, dtype = kernel.values_of_channel * call.geometry.channels, getattr(torch, kernel.program.dtype)
-        call.spread = call.x.new_empty(values, dtype=dtype)
-    function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads()))
+    """Run a kernel on the threads that torch uses; a small one on the calling thread alone.
+
+    :raises MemoryError: if the system has none for the sums of parameter gradients
+    """
+    function, states, rows, small = prepared(kernel, call.geometry)
+    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads())):
+        raise MemoryError("no memory for the partial sums of a backward pass")
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], None], int, int, int, bool]:
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, bool]:
     """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
-    share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
+    share a row of partial sums, and whether threads cost more than they gain.
     """
     outer, channels, inner = geometry
     if kernel.columns:
         rows = max(math.ceil(outer / 64), 1)
-        sums = math.ceil(outer / rows) * kernel.grads * channels
     else:
         blocks = outer * math.ceil(inner / LANES)  # of a channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
-        sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
-    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
+    return load(kernel), len(kernel.program.states), rows, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -14,12 +13,9 @@ from torch import Tensor
 
 from . import cuda, host
 from .call import Call
-from .kernel import Kernel
-from .layout import Empty, Geometry, empty, empty_sequence, geometry, step_strides, with_layout
+from .layout import Empty, empty, empty_sequence, step_strides, with_layout
+from .plan import Plan, plan_of
 from .program import Program
-
-COLUMN_LIMIT = 32
-"""Channels with fewer neurons than this in a row are laid side by side instead (the ``columns`` schedule)."""
 
 _library = torch.library.Library("klif_sj", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
@@ -36,74 +32,33 @@ _library.define(
 )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a launch needs to know that depends on shapes alone."""
-
-    kernel: Kernel
-    strides: tuple[int, ...]
-    geometry: Geometry
-    channels: int
-    neighbours: int
-
-    def sequence(self, like: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-        return empty_sequence(like, steps, self.strides, dtype)
-
-    def state(self, tensor: Tensor | None) -> Tensor | None:
-        """A state, or the gradient of one, in the kernel's layout."""
-        return None if tensor is None else with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
-
-    def parameter_gradients(self, grads: Tensor) -> list[Tensor]:
-        """The kernel's sums ``[grads, channels]`` as gradients in the shapes of the learned parameters."""
-        learned = self.kernel.program.learned
-        counts = [self.kernel.steps if parameter.per_step else 1 for parameter in learned]
-        # Copies, as what an operator returns must not share memory; all in one operation.
-        parts: list[Tensor] = [grads] * len(learned)
-        if len(learned) > 1:
-            parts = list(torch.split_with_sizes_copy(grads, counts))  # type: ignore[func-returns-value, call-overload]
-        gradients = []
-        for rows, count, parameter in zip(parts, counts, learned, strict=True):
-            if not parameter.per_channel and self.channels > 1:
-                rows = rows.sum(1)
-            shape = (*(count,) * parameter.per_step, *(self.channels,) * parameter.per_channel)
-            gradients.append(rows.view(shape))
-        return gradients
-
-
-def _plan(text: str, x_seq: Tensor, channel_dim: int | None, record: bool, backward: bool) -> _Plan:
-    return _planned(text, tuple(x_seq.shape), x_seq.stride(), x_seq.dtype, channel_dim, record, backward)
-
-
-@functools.lru_cache(maxsize=4096)
-def _planned(
-    text: str, shape: tuple[int, ...], x_strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
-    record: bool, backward: bool,
-) -> _Plan:  # fmt: skip
-    program, strides = Program.decode(text), step_strides(shape, x_strides)
-    per_channel = any(p.per_channel for p in program.parameters)
-    laid = geometry(shape[1:], strides, channel_dim if per_channel else None)
-    columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
-    return _Plan(
-        kernel=Kernel(program, shape[0], dtype, columns, record, backward),
-        strides=strides,
-        geometry=Geometry(laid.outer, laid.channels * laid.inner, 1) if columns else laid,
-        channels=laid.channels,
-        neighbours=laid.inner if columns else 1,
-    )
+Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
+"""Spikes, final states, checkpoints where a sequence has any, and recorded states."""
 
 
 def _outputs(
     program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, final: bool,
     empty: Empty = empty,
-) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:  # fmt: skip
-    """Uninitialised spikes, final states, checkpoints and recorded states. Sizes may be symbolic."""
-    dtype, steps, states = getattr(torch, program.dtype), x_seq.shape[0], len(program.states)
-    spikes = empty_sequence(x_seq, steps, strides, x_seq.dtype, empty)
-    ends = [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in range(states if final else 0)]
-    saved = (steps - 1) // target_of(x_seq).segment(program) if checkpoint else 0
-    checkpoints = x_seq.new_empty((saved, states, math.prod(x_seq.shape[1:])), dtype=dtype)
-    sequences = [empty_sequence(x_seq, steps, strides, dtype, empty) for _ in range(states if record else 0)]
+) -> Outputs:  # fmt: skip
+    """The outputs of a forward launch, uninitialised. Sizes may be symbolic."""
+    dtype, states = getattr(torch, program.dtype), len(program.states)
+    shape = tuple(x_seq.shape)
+    step, neurons = shape[1:], math.prod(shape[1:])
+    spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
+    ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
+    saved = (shape[0] - 1) // target_of(x_seq).segment(program) if checkpoint else 0
+    checkpoints = x_seq.new_empty((saved, states, neurons), dtype=dtype) if saved else None
+    sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
     return spikes, ends, checkpoints, sequences
+
+
+def _listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
+    """Outputs as the operator returns them: none of them missing."""
+    spikes, ends, checkpoints, sequences = outputs
+    if checkpoints is None:
+        shape = (0, len(program.states), math.prod(x_seq.shape[1:]))
+        checkpoints = x_seq.new_empty(shape, dtype=getattr(torch, program.dtype))
+    return [spikes, *ends, checkpoints, *sequences]
 
 
 def _fake_forward(
@@ -111,19 +66,17 @@ def _fake_forward(
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
-    spikes, ends, checkpoints, sequences = _outputs(decoded, strides, x_seq, checkpoint, record, final)
-    return [spikes, *ends, checkpoints, *sequences]
+    return _listed(decoded, x_seq, _outputs(decoded, strides, x_seq, checkpoint, record, final))
 
 
 def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
-) -> list[Tensor]:  # fmt: skip
-    plan, target = _plan(program, x_seq, channel_dim, record, False), target_of(x_seq)
-    spikes, ends, checkpoints, sequences = _outputs(
-        plan.kernel.program, plan.strides, x_seq, checkpoint, record, final, target.empty
-    )
+) -> Outputs:  # fmt: skip
+    plan, target = plan_of(program, x_seq, channel_dim, record, backward=False), target_of(x_seq)
+    outputs = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoint, record, final, target.empty)
     if plan.geometry.neurons:
+        spikes, ends, checkpoints, sequences = outputs
         call = Call(
             geometry=plan.geometry,
             x=with_layout(x_seq, plan.strides),
@@ -133,21 +86,29 @@ def _forward(
             initial_value=initial_value,
             spikes=spikes,
             final=ends,
-            checkpoints=checkpoints if checkpoints.numel() else None,
+            checkpoints=checkpoints,
             sequences=sequences,
         )
         target.launch(plan.kernel, call)
-    return [spikes, *ends, checkpoints, *sequences]
+    return outputs
+
+
+def _forward_operator(program: str, x_seq: Tensor, *rest: Any) -> list[Tensor]:
+    return _listed(Program.decode(program), x_seq, _forward(program, x_seq, *rest))
+
+
+Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
+"""Of x where it is wanted, of the initial states, and of the learned parameters."""
 
 
 def _gradients(
     program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool,
     empty: Empty = empty,
-) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-    """Uninitialised gradients of x and of the initial states; empty where not needed. Sizes may be symbolic."""
-    dtype = getattr(torch, program.dtype)
-    grad_x = [empty_sequence(x_seq, x_seq.shape[0], strides, x_seq.dtype, empty)] if need_x else []
-    return grad_x, [empty(x_seq, x_seq.shape[1:], strides, dtype) for _ in initial]
+) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
+    """Uninitialised gradients of x and of the initial states. Sizes may be symbolic."""
+    shape, step = tuple(x_seq.shape), tuple(x_seq.shape[1:])
+    grad_x = empty(x_seq, shape, (math.prod(step), *strides), x_seq.dtype) if need_x else None
+    return grad_x, [empty(x_seq, step, strides, getattr(torch, program.dtype)) for _ in initial]
 
 
 def _fake_backward(
@@ -158,20 +119,20 @@ def _fake_backward(
     decoded = Program.decode(program)
     grad_x, grad_initial = _gradients(decoded, step_strides(x_seq.shape, x_seq.stride()), x_seq, initial, need_x)
     pairs = zip(parameters, decoded.parameters, strict=True)
-    return [*grad_x, *grad_initial, *(torch.empty_like(tensor) for tensor, p in pairs if p.learned)]
+    grad_parameters = [torch.empty_like(tensor) for tensor, p in pairs if p.learned]
+    return [*([] if grad_x is None else [grad_x]), *grad_initial, *grad_parameters]
 
 
 def _backward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
+    parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
     grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> Gradients:  # fmt: skip
     record = any(grad is not None for grad in grad_sequences)
-    plan, target = _plan(program, x_seq, channel_dim, record, True), target_of(x_seq)
-    dtype = getattr(torch, plan.kernel.program.dtype)
+    plan, target = plan_of(program, x_seq, channel_dim, record, backward=True), target_of(x_seq)
     grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x, target.empty)
-    neurons, sums = plan.geometry.neurons, (plan.kernel.grads, plan.channels)
-    grads = (x_seq.new_empty if neurons else x_seq.new_zeros)(sums, dtype=dtype)
+    neurons = plan.geometry.neurons
+    sums = (x_seq.new_empty if neurons else x_seq.new_zeros)(plan.sums, dtype=plan.dtype)
     if neurons:
         x = with_layout(x_seq, plan.strides)
         call = Call(
@@ -184,18 +145,24 @@ def _backward(
             checkpoints=checkpoints,
             grad_spikes=torch.zeros_like(x) if grad_spikes is None else with_layout(grad_spikes, plan.strides),
             grad_final=[plan.state(grad) for grad in grad_final],
-            grad_sequences=[_recorded(plan, grad, x, dtype) for grad in grad_sequences] if record else (),
-            grad_x=grad_x[0] if need_x else None,
+            grad_sequences=[_recorded(plan, grad, x) for grad in grad_sequences] if record else (),
+            grad_x=grad_x,
             grad_initial=grad_initial,
-            grad_parameters=grads,
+            grad_parameters=sums,
         )
         target.launch(plan.kernel, call)
-    return [*grad_x, *grad_initial, *plan.parameter_gradients(grads)]
+    return grad_x, grad_initial, plan.parameter_gradients(sums)
 
 
-def _recorded(plan: _Plan, grad: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _backward_operator(*inputs: Any) -> list[Tensor]:
+    grad_x, grad_initial, grad_parameters = _backward(*inputs)
+    copies = [grad.clone() for grad in grad_parameters]  # what an operator returns must not share memory
+    return [*([] if grad_x is None else [grad_x]), *grad_initial, *copies]
+
+
+def _recorded(plan: Plan, grad: Tensor | None, x: Tensor) -> Tensor:
     """The gradient of a recorded state, steps one after the other; zeros where there is none."""
-    full = plan.sequence(x, x.shape[0], dtype)
+    full = empty_sequence(x, x.shape[0], plan.strides, plan.dtype)
     return full.zero_() if grad is None else full.copy_(grad)
 
 
@@ -207,25 +174,62 @@ def target_of(tensor: Tensor) -> ModuleType:
 def run_program(
     text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
     channel_dim: int | None, learns: bool, record: bool, final: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Spikes, final states, checkpoints, and the recorded states: the forward operator, with its gradient.
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
+    """Spikes, final states and recorded states: the forward operator, with its gradient.
 
     Without ``final`` the final states have no values, nor memory: only their shape, and their place in the graph.
     """
+    inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final)
+    states = len(initial) + len(initial_value)
     if torch.compiler.is_compiling():
-        return torch.ops.klif_sj.forward(
-            text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
-        )
-    asked = (text, initial_value, channel_dim, learns, record, final, len(initial))
-    return list(_Eager.apply(asked, x_seq, *initial, *parameters))
+        spikes, ends, _, sequences = _unlisted(torch.ops.klif_sj.forward(*inputs), states * final)
+    elif not learns:
+        spikes, ends, _, sequences = _run_forward(*inputs)
+    else:
+        # One argument for all that is no tensor, as torch looks at each.
+        spikes, *others = _apply((inputs, len(initial)), x_seq, *initial, *parameters)
+        ends, sequences = others[:states], others[states:]
+    return spikes, ends, sequences
 
 
 def final_states(
     text: str, x_seq: Tensor, initial_value: Sequence[float], parameters: Sequence[Tensor], channel_dim: int | None
 ) -> list[Tensor]:
     """The final states that :func:`run_program` without ``final`` left out, from the same kernel; outside autograd."""
-    inputs: tuple[Any, ...] = (text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)
-    return _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *parameters))[1:-1]
+    return _run_forward(text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)[1]
+
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether nobody minds that an operator's implementation is called itself, at half the cost.
+
+    A subclass of Tensor has its own idea of an operator, and perhaps no memory.
+    """
+    watched = (
+        torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or torch._C._are_functorch_transforms_active()
+    )
+    return not watched and _PLAIN.issuperset(map(type, (x_seq, *tensors))) and (x_seq.is_cpu or x_seq.is_cuda)
+
+
+def _run_forward(
+    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
+) -> Outputs:  # fmt: skip
+    """The forward operator, below autograd."""
+    inputs = (program, x_seq, initial, initial_value, parameters, channel_dim, checkpoint, record, final)
+    if _unwatched(x_seq, *initial, *parameters):
+        return _forward(*inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _unlisted(torch.ops.klif_sj.forward(*inputs), (len(initial) + len(initial_value)) * final)
+
+
+def _unlisted(listed: list[Tensor], ends: int) -> Outputs:
+    """What the operator returns, told apart: with so many final states."""
+    return listed[0], listed[1 : 1 + ends], listed[1 + ends], listed[2 + ends :]
 
 
 class _Eager(torch.autograd.Function):
@@ -233,79 +237,79 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, asked: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        # One argument, as torch looks at each.
-        text, initial_value, channel_dim, learns, record, final, n_initial = asked
-        initial, parameters = list(tensors[:n_initial]), list(tensors[n_initial:])
-        inputs: tuple[Any, ...] = (
-            text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
-        )  # fmt: skip
-        output = _call(_forward, torch.ops.klif_sj.forward, inputs, (x_seq, *tensors))
+        (program, _, _, initial_value, _, channel_dim, learns, record, final), n_initial = asked
+        # Those that torch hands on: it tells the graph's inputs by them.
+        initial, parameters = tensors[:n_initial], tensors[n_initial:]
+        spikes, ends, checkpoints, sequences = _run_forward(
+            program, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
+        )
         if not final:
-            program, shape = Program.decode(text), x_seq.shape[1:]
-            dtype, strides = getattr(torch, program.dtype), (0,) * len(shape)
-            output[1:1] = [empty(x_seq, shape, strides, dtype) for _ in program.states]
+            decoded, shape = Program.decode(program), x_seq.shape[1:]
+            dtype, strides = getattr(torch, decoded.dtype), (0,) * len(shape)
+            ends = [empty(x_seq, shape, strides, dtype) for _ in decoded.states]
         ctx.set_materialize_grads(False)
-        if learns:
-            _save(ctx, inputs, output)
-        return tuple(output)
+        ctx.about = program, initial_value, channel_dim, n_initial, len(ends)
+        ctx.save_for_backward(x_seq, checkpoints, *tensors)
+        return spikes, *ends, *sequences
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[1])
+        ends = 1 + ctx.about[-1]
+        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads[0], grads[1:ends], grads[ends:])
         return None, grad_x, *grad_initial, *grad_parameters
 
 
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
-
-
-def _call(
-    implementation: Callable[..., list[Tensor]], operator: Any, inputs: tuple[Any, ...],
-    tensors: Sequence[Tensor | None],
-) -> list[Tensor]:  # fmt: skip
-    """The operator, below autograd; its implementation itself where nobody watches operators, at half the cost.
-
-    ``tensors`` are those among the inputs: a subclass has its own idea of an operator, and perhaps no memory.
-    """
-    watched = torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
-    if not watched and _PLAIN.issuperset(map(type, tensors)) and inputs[1].device.type in ("cpu", "cuda"):
-        return implementation(*inputs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
+# torch.autograd.Function's own goes through the arguments for functorch's sake, which has no say here.
+_apply = super(torch.autograd.Function, _Eager).apply
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    program, x_seq, initial, initial_value, parameters, channel_dim, _, record, _ = inputs
-    states = len(output) - 2 - (len(Program.decode(program).states) if record else 0)
-    ctx.program, ctx.initial_value, ctx.channel_dim, ctx.record = program, initial_value, channel_dim, record
-    ctx.counts = (len(initial), states)
-    ctx.save_for_backward(x_seq, output[1 + states], *initial, *parameters)
-
-
-def _gradients_of(
-    ctx: Any, grads: Sequence[Tensor | None], need_x: bool
-) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
-    """Gradients of x, of the initial states, and of the parameters, from those of the forward operator's outputs."""
-    x_seq, checkpoints, *rest = ctx.saved_tensors
-    n_initial, states = ctx.counts
-    inputs = (
-        ctx.program, x_seq, rest[:n_initial], ctx.initial_value, rest[n_initial:], checkpoints, grads[0],
-        list(grads[1 : 1 + states]), list(grads[2 + states :]) if ctx.record else [], ctx.channel_dim, need_x,
-    )  # fmt: skip
-    if torch.is_grad_enabled():  # create_graph: the operator's own autograd refuses if it is differentiated
-        found = torch.ops.klif_sj.backward(*inputs)
-    else:
-        found = _call(_backward, torch.ops.klif_sj.backward, inputs, (x_seq, checkpoints, *rest, *grads))
-    remaining = iter(found)
-    grad_x = next(remaining) if need_x else None
-    grad_initial = [next(remaining) for _ in range(n_initial)]
-    parameters = Program.decode(ctx.program).parameters
-    return grad_x, grad_initial, [next(remaining) if p.learned else None for p in parameters]
+    program, x_seq, initial, initial_value, parameters, channel_dim, _, _, final = inputs
+    ends = (len(initial) + len(initial_value)) * final
+    ctx.about = program, initial_value, channel_dim, len(initial), ends
+    ctx.save_for_backward(x_seq, output[1 + ends], *initial, *parameters)
 
 
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads, ctx.needs_input_grad[1])
+    ends = 1 + ctx.about[-1]
+    grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads[0], grads[1:ends], grads[ends + 1 :])
     # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
-    return None, grad_x, grad_initial, None if ctx.initial_value else [], grad_parameters, *(None,) * 4
+    initial_value = ctx.about[1]
+    return None, grad_x, grad_initial, None if initial_value else [], grad_parameters, *(None,) * 4
+
+
+def _gradients_of(
+    ctx: Any, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None]
+) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
+    """Gradients of x, of the initial states, and of the parameters, from those of the forward operator's outputs."""
+    program, initial_value, channel_dim, n_initial, _ = ctx.about
+    saved = ctx.saved_tensors  # once: activation checkpointing computes them again
+    x_seq, checkpoints, *tensors = saved
+    need_x = ctx.needs_input_grad[1]
+    inputs = (
+        program, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grad_spikes, grad_final,
+        grad_sequences, channel_dim, need_x,
+    )  # fmt: skip
+    if not torch.is_grad_enabled() and _unwatched(*saved, grad_spikes, *grad_final, *grad_sequences):
+        grad_x, grad_initial, found = _backward(*inputs)
+    else:
+        grad_x, grad_initial, found = _watched_backward(*inputs)
+    grads = iter(found)
+    parameters = Program.decode(program).parameters
+    return grad_x, grad_initial, [next(grads) if p.learned else None for p in parameters]
+
+
+def _watched_backward(
+    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], checkpoints: Tensor | None, *rest: Any,
+) -> Gradients:  # fmt: skip
+    """The backward operator: below autograd, except with ``create_graph``, where its own refuses a derivative."""
+    if checkpoints is None:
+        checkpoints = x_seq.new_empty(0)
+    inputs = (program, x_seq, initial, initial_value, parameters, checkpoints, *rest)
+    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+        found = iter(torch.ops.klif_sj.backward(*inputs))
+    return next(found) if rest[-1] else None, [next(found) for _ in initial], list(found)
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -314,7 +318,10 @@ def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     )
 
 
-for _name, _implementation, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
+for _name, _implementation, _fake in (
+    ("forward", _forward_operator, _fake_forward),
+    ("backward", _backward_operator, _fake_backward),
+):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _key)
     _library.impl(_name, _fake, "Meta")  # register_fake would do, but looks through every loaded module for its caller

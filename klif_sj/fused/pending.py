@@ -20,24 +20,24 @@ WORTHWHILE = 1 << 22
 _version = attrgetter("_version")  # it only ever grows
 
 
-def can_wait(x_seq: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether the inputs of a call will still be what they are when its final states are read.
+def can_wait(x_seq: Tensor) -> bool:
+    """Whether the input of a call will still be what it is when its final states are read.
 
-    So they must be results that only this graph has. A leaf, or a view of one, may be a buffer that is filled anew or a
-    parameter before the optimizer's step; a Python function, such as a compiled or CUDA-graphed part of a network, may
-    return memory that it uses again. Nor should x be kept where autograd's saved tensors are not, as in activation
-    checkpointing.
+    So it must be a result that only this graph has. A leaf, or a view of one, may be a buffer that is filled anew; a
+    Python function, such as a compiled or CUDA-graphed part of a network, may return memory that it uses again. Nor
+    should x be kept where autograd's saved tensors are not, as in activation checkpointing.
     """
     if x_seq.numel() < WORTHWHILE or _saved_tensor_hooks(True) or torch._C._len_torch_dispatch_stack():
         return False
-    for tensor in (*parameters, x_seq):
-        base = tensor._base
-        whole = tensor if base is None else base
-        if whole.is_leaf or type(tensor) is not Tensor:
-            return False
-    return not isinstance(whole.grad_fn, BackwardCFunction) and not (
-        x_seq.is_cuda and torch.cuda.is_current_stream_capturing()
-    )
+    whole = _whole(x_seq)
+    if type(x_seq) is not Tensor or whole.is_leaf or isinstance(whole.grad_fn, BackwardCFunction):
+        return False
+    return not (x_seq.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor that this one is a view of, or itself."""
+    return tensor if tensor._base is None else tensor._base
 
 
 class PendingStates:
@@ -53,6 +53,8 @@ class PendingStates:
         parameters: Sequence[Tensor], channel_dim: int | None,
     ) -> None:  # fmt: skip
         self._states = states
+        # A leaf may be a parameter before the optimizer's step: what it is now counts.
+        parameters = [p.detach().clone() if _whole(p).is_leaf else p for p in parameters]
         self._inputs = program, x_seq, initial_value, parameters, channel_dim
         self._versions = sum(map(_version, (x_seq, *parameters)))
         self._stream = torch.cuda.current_stream(x_seq.device) if x_seq.is_cuda else None

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import compat, fused
 from ..checks import DTYPES, check_bool, check_input, check_number
 from ..parameter import Effective, PerStep, channel_view, fit_to_input
+from ..state import State, as_state, state_dtype
 from .memories import PendingMemories
 
-State = float | Tensor
 EffectiveParameters = dict[str, Tensor | PerStep]
 
 
@@ -158,7 +158,7 @@ class FusedNode(BaseNode):
         check_input(x_seq, "m", type(self).__name__)
         self._settle()
         held, _ = self._states_for(x_seq.shape[1:], x_seq)
-        pending = not torch.compiler.is_compiling() and self.training and not self._states_read
+        pending = self.training and not self._states_read and not torch.compiler.is_compiling()
         spikes, states, sequences, compute = self._run(x_seq, held, 0, pending)
         if compute is not None:
             self.__dict__["_memories"] = PendingMemories(self._memories, states, compute)
@@ -193,13 +193,18 @@ class FusedNode(BaseNode):
         """The effective parameters: those of the previous call where this one goes on from the states that it left.
 
         So the gradient that reaches a raw parameter is that of the whole sequence, be it one call or single steps: a
-        rule that judges it, as KLIF's for a k at its bound, must see all of it.
+        rule that judges it, as KLIF's for a k at its bound, must see all of it. But one that was taken as it is, is
+        looked at again: it may have changed.
         """
-        left, parameters = self._sequence
+        left, before = self._sequence
         goes_on = len(left) == len(states) and all(a is b for a, b in zip(left, states.values(), strict=True))
-        if goes_on and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return parameters
-        return self.effective_parameters()
+        if not goes_on or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.effective_parameters()
+        raw = [name for name, value in before.items() if isinstance(value, nn.Parameter)]
+        if not raw:
+            return before
+        now = self.effective_parameters()
+        return before | {name: now[name] for name in raw}
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -335,7 +340,8 @@ class FusedNode(BaseNode):
         # A reset to a tensor copies it into the state, which needs memory of its own for that.
         self._settle(compute=any(isinstance(value, Tensor) for value in self._memories_rv.values()))
         super().reset()
-        self._forget_sequences()
+        if self._store_v_seq:
+            self._forget_sequences()
         self.__dict__["_sequence"] = ((), {})
 
     def detach(self) -> None:
@@ -386,15 +392,3 @@ class FusedNode(BaseNode):
             if isinstance(state[name], Tensor):
                 state[name] = state[name].detach()
         return state
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and arithmetic for an input dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def as_state(value: State, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A state as a tensor shaped as x; a number or 0-dimensional tensor fills it."""
-    if isinstance(value, Tensor):
-        return value if value.ndim else value.to(x.device, dtype).expand_as(x)
-    return torch.full_like(x, value, dtype=dtype, requires_grad=False)

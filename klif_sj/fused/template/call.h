@@ -25,12 +25,12 @@ struct Call {
     const real *grad_sequences[STATES];                    // [T, neurons], with RECORD
     io *grad_x;                                            // [T, neurons]
     real *grad_initial[STATES];                            // [neurons]
-    real *partial;                                         // sums of parameter gradients, before the second pass
+    real *partial;                                         // sums of parameter gradients before the second pass; on the
+                                                           // host the launch's own
     real *grad_parameters;                                 // [GRADS, channels / neighbours]
     int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
     int64 neighbours;                                      // with COLUMNS: so many in a row share parameters, and sums
-    real *spread;                                          // room for the parameters of every column, on the host
-    int64 threads;
+    int64 threads;                                         // on the host
 };
 
 // What every time step looks up; a copy in registers, which no store through the outputs can touch.

@@ -42,6 +42,9 @@ struct Block {
 static int64 runs_beside(const Call &call) { return COLUMNS ? blocks_of(call.channels, LANES) : call.channels; }
 static int64 blocks_in_line(const Call &call) { return call.outer * (COLUMNS ? 1 : blocks_of(call.inner, LANES)); }
 static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
+static int64 partial_size(const Call &call) {
+    return runs_in_line(call) * GRADS * call.channels * (COLUMNS ? 1 : FOLD);
+}
 
 // Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums.
 // With COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
@@ -126,12 +129,23 @@ INLINE void store_row(const Lanes &row, io *to, int lanes, bool stream) {
     copy_row(to, converted, lanes * sizeof(io), stream);
 }
 
-// What every step looks up. Where neighbours share a channel, its parameters are written out for every column: so the
-// lanes of a vector read them side by side.
-static View columns_of(const Call &call) {
+// Memory for a launch, not a tensor's: torch takes longer to make one than a small layer runs.
+struct Scratch {
+    real *const start;
+    const bool missing;
+    explicit Scratch(int64 size)
+        : start(size ? static_cast<real *>(aligned_alloc(64, blocks_of(size * sizeof(real), 64) * 64)) : nullptr),
+          missing(size && !start) {}
+    ~Scratch() { free(start); }
+};
+constexpr int NO_MEMORY = 1;
+
+// What every step looks up. Where neighbours share a channel, its parameters are written out for every column, to `to`:
+// so the lanes of a vector read them side by side.
+static int64 spread_size(const Call &call) { return call.neighbours > 1 ? VALUES_OF_CHANNEL * call.channels : 0; }
+static View columns_of(const Call &call, real *to) {
     View view = view_of(call);
     if (call.neighbours == 1) return view;
-    real *to = call.spread;
     unroll<PARAMETERS>([&](auto j) LAMBDA {
         if (!(PER_CHANNEL >> j.value & 1)) return;
         const real *from = view.parameters[j];
@@ -164,9 +178,11 @@ INLINE void step_lane(const View &view, const Block &block, int64 lane, int t, c
     spikes[lane] = spike;
 }
 
-extern "C" void forward(const Call *launch) {
+extern "C" int forward(const Call *launch) {
     const Call &call = *launch;
-    const View view = columns_of(call);
+    const Scratch spread(spread_size(call));
+    if (spread.missing) return NO_MEMORY;
+    const View view = columns_of(call, spread.start);
     const bool stream = is_large(call.spikes, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
@@ -191,6 +207,7 @@ extern "C" void forward(const Call *launch) {
         for (int j = 0; j < STATES; j++)
             if (call.final[j]) memcpy(call.final[j] + block.first, states[j], lanes * sizeof(real));
     });
+    return 0;
 }
 #else
 // The step again: notes the state after it, and what it keeps for the step back.
@@ -263,9 +280,12 @@ static void finish(const Call &call) {
         }
 }
 
-extern "C" void backward(const Call *launch) {
-    const Call &call = *launch;
-    const View view = columns_of(call);
+extern "C" int backward(const Call *launch) {
+    Call call = *launch;
+    const Scratch spread(spread_size(call)), partial(partial_size(call));
+    if (spread.missing || partial.missing) return NO_MEMORY;
+    call.partial = partial.start;
+    const View view = columns_of(call, spread.start);
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
@@ -314,5 +334,6 @@ extern "C" void backward(const Call *launch) {
         for (int q = 0; q < TOTALS; q++) store_sum(call, block, q, totals[q]);
     });
     finish(call);
+    return 0;
 }
 #endif

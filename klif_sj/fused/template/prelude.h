@@ -6,6 +6,7 @@
 #else
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #define INLINE static inline __attribute__((always_inline))
 #define DEVICE
