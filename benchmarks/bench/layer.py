@@ -200,9 +200,6 @@ def time_host(job: Job, contender: Contender) -> Iterator[Row]:
     node, run, about = contender.node, contender.run, contender.about
     inputs = Inputs(job.workload).suited_to(run)
 
-    def clock(passes: timing.Passes, of_pass: str, calls: int) -> timing.Timing:
-        return timing.by_the_clock(passes.call(of_pass), job.workload.device, calls, samples=20, wait=False)
-
     layers = [(node, run)]
     if not contender.provider.compiled:  # which makes one thing of a whole network
         layers += [runner(contender.provider, job.workload) for _ in range(FURTHER_LAYERS)]
@@ -212,12 +209,18 @@ def time_host(job: Job, contender: Contender) -> Iterator[Row]:
             x = layer(x)
         return x
 
+    network = nn.ModuleList(module for module, _ in layers)
+    passes = [timing.Passes(node, run, inputs), timing.Passes(network, run_all, inputs)][: len(layers)]
     for of_pass in job.passes:
-        one = clock(timing.Passes(node, run, inputs), of_pass, calls=100)
+        calls = [measured.call(of_pass) for measured in passes]
+        samples: list[list[float]] = [[] for _ in calls]
+        for _ in range(ROUNDS):  # in turn: a slow second of the machine is both's
+            for call, seconds in zip(calls, samples, strict=True):
+                seconds += timing.by_the_clock(call, job.workload.device, calls=10, samples=20, wait=False).samples
+        one, *all_layers = map(timing.of_samples, samples)
         yield {**about, "pass": of_pass, "launch": "host"} | one.columns()
-        if len(layers) > 1:
-            network = nn.ModuleList(module for module, _ in layers)
-            further = clock(timing.Passes(network, run_all, inputs), of_pass, calls=10).beyond(one, FURTHER_LAYERS)
+        for found in all_layers:
+            further = found.beyond(one, FURTHER_LAYERS)
             yield {**about, "pass": of_pass, "launch": "host, a further layer"} | further.columns()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 BACKENDS = ("auto", "torch", "cpp", "cupy")
 _DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
+_FUSED_ON = {device: backend for backend, device in _DEVICE_OF.items()}
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def serving_backend(backend: str, x: Tensor) -> str:
     """
     device = x.device.type
     if backend == "auto":
-        wanted = {"cpu": "cpp", "cuda": "cupy"}.get(device, "torch")
+        wanted = _FUSED_ON.get(device, "torch")
         return wanted if unavailable(wanted) is None else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(

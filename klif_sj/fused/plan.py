@@ -48,20 +48,21 @@ class Plan:
 
     @functools.cached_property
     def alike(self) -> bool:
-        """Whether all gradients have the same shape and are the kernel's sums as they are."""
-        return len(set(self.shapes)) == 1 and math.prod(self.sums) == math.prod(self.shapes[0]) * len(self.shapes)
+        """Whether all gradients have the same shape, and are the kernel's sums as they are."""
+        size = self.kernel.grads * self.channels
+        return len(set(self.shapes)) == 1 and size == math.prod(self.shapes[0]) * len(self.shapes)
 
     @functools.cached_property
-    def sums(self) -> tuple[int, int]:
-        """The shape of the kernel's sums."""
-        return self.kernel.grads, self.channels
+    def sums(self) -> tuple[int, ...]:
+        """The shape in which the kernel's sums ``[grads, channels]`` are the least work to tell apart."""
+        if not self.alike:
+            return self.kernel.grads, self.channels
+        return self.shapes[0] if len(self.shapes) == 1 else (len(self.shapes), *self.shapes[0])
 
     def parameter_gradients(self, sums: Tensor) -> list[Tensor]:
         """The sums as gradients in the shapes of the learned parameters, which may share their memory."""
         if self.alike:
-            if len(self.shapes) == 1:
-                return [sums.view(self.shapes[0])]
-            return list(sums.view(len(self.shapes), *self.shapes[0]).unbind(0))
+            return [sums] if len(self.shapes) == 1 else list(sums.unbind(0))
         gradients, start = [], 0
         for shape, parameter in zip(self.shapes, self.kernel.program.learned, strict=True):
             rows = self.kernel.steps if parameter.per_step else 1

@@ -245,16 +245,14 @@ class FusedNode(BaseNode):
 
     def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
         """The node's states and time step where they fit a step's shape and x, their reset values where not."""
-        dtype, memories = state_dtype(x.dtype), self._memories
-
-        def fits(state: State) -> bool:
-            return (
-                not isinstance(state, Tensor)
-                or state.ndim == 0
-                or (state.shape == shape and state.device == x.device and state.dtype == dtype)
-            )
-
-        held = memories if all(fits(memories[name]) for name in self.states) else self._memories_rv
+        held = self._memories
+        for name in self.states:
+            state = held[name]
+            if isinstance(state, Tensor) and state.ndim:
+                fitting = shape, x.device, state_dtype(x.dtype)
+                if (state.shape, state.device, state.dtype) != fitting:
+                    held = self._memories_rv
+                    break
         return {name: held[name] for name in self.states}, held.get("time_step", 0)
 
     def _commit(self, states: Mapping[str, Tensor], time_step: int) -> None:
