@@ -296,3 +296,18 @@ def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match="expected one of 'auto', 'torch', 'cpp', 'cupy', got 'triton'"):
         node.backend = "triton"
     assert node.backend == "auto"
+
+
+def test_transforms_of_torch_func_are_refused() -> None:
+    """Also by a neuron whose program is known: its gradient would be lost."""
+    node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(3, 2, 4)
+    node(x)
+
+    def loss(x: Tensor) -> Tensor:
+        node.reset()
+        return node(x).sum()
+
+    with pytest.raises(RuntimeError, match=r"expected backend='torch' within torch\.func's transforms .* got 'cpp'"):
+        torch.func.grad(loss)(x)
+    with pytest.raises(RuntimeError, match=r"expected backend='torch'"), torch.no_grad():
+        torch.func.vmap(loss)(torch.randn(2, 3, 2, 4))

@@ -239,8 +239,10 @@ def first_call(provider: Provider, workload: Workload, caches: Path) -> float:
     of_workload = (workload.neuron, workload.steps, workload.log2_size, workload.device)
     request = json.dumps([provider.process, provider.name, *of_workload])
     script = Path(__file__).with_name("first_call.py")
+    environment = os.environ | folders
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled Python is a cache, too
     told = subprocess.run(
-        [sys.executable, str(script), request], env=os.environ | folders, capture_output=True, text=True, check=False
+        [sys.executable, str(script), request], env=environment, capture_output=True, text=True, check=False
     )
     if told.returncode:
         raise RuntimeError((told.stderr.strip() or "no output").splitlines()[-1])

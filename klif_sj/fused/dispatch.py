@@ -36,6 +36,11 @@ def run(
     """
     from .op import run_program  # registering the operators inspects every loaded module: not at import
 
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{type(node).__name__}: expected backend='torch' within torch.func's transforms (grad, vmap, ...), got "
+            f"{node.backend!r}: fused kernels have no rules for them"
+        )
     values, kinds = _arguments(node, effective)
     dtype = state_dtype(x_seq.dtype)
     learns = torch.is_grad_enabled() and (

@@ -207,11 +207,7 @@ def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
 
     A subclass of Tensor has its own idea of an operator, and perhaps no memory.
     """
-    watched = (
-        torch._C._len_torch_dispatch_stack()
-        or torch.autograd._profiler_enabled()
-        or torch._C._are_functorch_transforms_active()
-    )
+    watched = torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
     return not watched and _PLAIN.issuperset(map(type, (x_seq, *tensors))) and (x_seq.is_cpu or x_seq.is_cuda)
 
 
@@ -259,7 +255,7 @@ class _Eager(torch.autograd.Function):
         return None, grad_x, *grad_initial, *grad_parameters
 
 
-# torch.autograd.Function's own goes through the arguments for functorch's sake, which has no say here.
+# torch.autograd.Function's own goes through the arguments for the sake of torch.func, within which no kernel runs.
 _apply = super(torch.autograd.Function, _Eager).apply
 
 
