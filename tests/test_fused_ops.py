@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from klif_sj import FusedNode, KLIFNode, LearnableATan, fused
 from klif_sj.fused import dispatch
@@ -139,6 +141,38 @@ def test_checkpointed(reentrant: bool) -> None:
     checkpoint(segment, x, use_reentrant=reentrant).square().sum().backward()
     assert_equal(x.grad, expected[0])
     assert_equal(node.k.grad, expected[1])
+
+
+@pytest.mark.parametrize("steps", [STEPS, 40], ids=["short", "with checkpoints"])
+@pytest.mark.parametrize("watched", ["forward", "backward"])
+def test_checkpointed_where_only_one_pass_is_watched(watched: str, steps: int) -> None:
+    """What is saved must not depend on who watches: activation checkpointing compares it between the passes."""
+    node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(steps, 3, 5, requires_grad=True)
+
+    def segment(x: Tensor) -> Tensor:
+        node.reset()
+        return node(x)
+
+    expected = torch.autograd.grad(segment(x).square().sum(), [x, node.k])
+    with FlopCounterMode(display=False) if watched == "forward" else nullcontext():
+        loss = checkpoint(segment, x, use_reentrant=False).square().sum()
+    with FlopCounterMode(display=False) if watched == "backward" else nullcontext():
+        loss.backward()
+    assert_equal(x.grad, expected[0])
+    assert_equal(node.k.grad, expected[1])
+
+
+def test_compiled_with_the_number_of_steps_as_a_symbol() -> None:
+    node = KLIFNode(step_mode="m", backend="cpp")
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)
+    for steps in (8, 17, 40):
+        x = torch.randn(steps, 3, 5, requires_grad=True)
+        torch._dynamo.mark_dynamic(x, 0)
+        found = []
+        for run in (compiled, node):
+            node.reset()
+            found += torch.autograd.grad(run(x).square().sum(), x)
+        assert_equal(*found)
 
 
 def test_second_derivative_is_refused() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -67,15 +66,10 @@ class Call:
 
     def neuron_tensors(self) -> list[Tensor]:
         """The tensors that hold values for neurons one after the other, which a vector access may take several of."""
-        found: list[Any] = []
-        for field in fields(self):
-            if field.name not in _OTHERS:
-                value = getattr(self, field.name)
-                found += [value] if isinstance(value, Tensor) else value or ()
-        return [tensor for tensor in found if tensor is not None]
-
-
-_OTHERS = ("geometry", "parameters", "initial_value", "partial", "grad_parameters", "neighbours")
+        single = self.x, self.spikes, self.checkpoints, self.grad_spikes, self.grad_x
+        of_states = *self.initial, *self.final, *self.sequences
+        grads_of_states = *self.grad_final, *self.grad_sequences, *self.grad_initial
+        return [tensor for tensor in (*single, *of_states, *grads_of_states) if tensor is not None]
 
 
 @functools.cache

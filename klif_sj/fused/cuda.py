@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -141,10 +142,11 @@ def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, de
     """Queue one kernel on torch's current stream of a device."""
     from cupy.cuda import driver
 
+    elsewhere = torch.cuda.current_device() != device.index
     buffer = ctypes.create_string_buffer(block, len(block))
     parameters = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
-    with torch.cuda.device(device):
-        function = _function(kernel, vector, name, torch.cuda.current_device())
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        function = _function(kernel, vector, name, device.index)
         stream = torch.cuda.current_stream().cuda_stream
         threads = BLOCK[kernel.columns]
         driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(parameters), 0)

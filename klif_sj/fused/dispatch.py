@@ -38,8 +38,8 @@ def run(
 
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"{type(node).__name__}: expected backend='torch' within torch.func's transforms (grad, vmap, ...), got "
-            f"{node.backend!r}: fused kernels have no rules for them"
+            f"{type(node).__name__}: fused kernels have no rules for torch.func's transforms (grad, vmap, ...); use "
+            f"torch.autograd, or backend='torch', whose rules are those of the surrogate, got {node.backend!r}"
         )
     values, kinds = _arguments(node, effective)
     dtype = state_dtype(x_seq.dtype)

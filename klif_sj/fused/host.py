@@ -38,6 +38,10 @@ RUNS, LONGEST_RUN = 512, 16
 FOLD = 16
 """Lanes that a sum of parameter gradients has until its row of partial sums is complete."""
 
+MANY_SUMS = 1 << 16
+"""Partial sums from which on they are a tensor's, which who counts memory sees: a small layer runs in less time than
+torch takes to make one."""
+
 SERIAL_LIMIT = 1 << 15
 """Neuron-steps below which waking other threads costs more than it gains."""
 
@@ -197,25 +201,29 @@ def _processor() -> str:
 def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel on the threads that torch uses; a small one on the calling thread alone.
 
-    :raises MemoryError: if the system has none for the sums of parameter gradients
+    :raises MemoryError: if the system has none for what a launch needs beside its tensors
     """
-    function, states, rows, small = prepared(kernel, call.geometry)
+    function, states, rows, sums, small = prepared(kernel, call.geometry)
+    if sums >= MANY_SUMS:
+        call.partial = call.x.new_empty(sums, dtype=getattr(torch, kernel.program.dtype))
     if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads())):
-        raise MemoryError("no memory for the partial sums of a backward pass")
+        raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, bool]:
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, int, bool]:
     """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
-    share a row of partial sums, and whether threads cost more than they gain.
+    share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
     outer, channels, inner = geometry
     if kernel.columns:
         rows = max(math.ceil(outer / 64), 1)
+        sums = math.ceil(outer / rows) * kernel.grads * channels
     else:
         blocks = outer * math.ceil(inner / LANES)  # of a channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
-    return load(kernel), len(kernel.program.states), rows, geometry.neurons * kernel.steps < SERIAL_LIMIT
+        sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
+    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import cuda, host
 from .call import Call
@@ -47,7 +48,8 @@ def _outputs(
     spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
     ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
     saved = (shape[0] - 1) // target_of(x_seq).segment(program) if checkpoint else 0
-    checkpoints = x_seq.new_empty((saved, states, neurons), dtype=dtype) if saved else None
+    none = isinstance(saved, int) and saved == 0  # a symbolic number is not looked at
+    checkpoints = None if none else x_seq.new_empty((saved, states, neurons), dtype=dtype)
     sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
     return spikes, ends, checkpoints, sequences
 
@@ -183,7 +185,7 @@ def run_program(
     states = len(initial) + len(initial_value)
     if torch.compiler.is_compiling():
         spikes, ends, _, sequences = _unlisted(torch.ops.klif_sj.forward(*inputs), states * final)
-    elif not learns:
+    elif not learns and forward_ad._current_level < 0:
         spikes, ends, _, sequences = _run_forward(*inputs)
     else:
         # One argument for all that is no tensor, as torch looks at each.
@@ -207,7 +209,9 @@ def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
 
     A subclass of Tensor has its own idea of an operator, and perhaps no memory.
     """
-    watched = torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
+    watched = (
+        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state()
+    )
     return not watched and _PLAIN.issuperset(map(type, (x_seq, *tensors))) and (x_seq.is_cpu or x_seq.is_cuda)
 
 
@@ -220,10 +224,13 @@ def _run_forward(
     if _unwatched(x_seq, *initial, *parameters):
         return _forward(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
-        return _unlisted(torch.ops.klif_sj.forward(*inputs), (len(initial) + len(initial_value)) * final)
+        listed = torch.ops.klif_sj.forward(*inputs)
+    spikes, ends, checkpoints, sequences = _unlisted(listed, (len(initial) + len(initial_value)) * final)
+    # As without a watcher: activation checkpointing counts what is saved, and may watch but one of two passes.
+    return spikes, ends, checkpoints if checkpoint and checkpoints.shape[0] else None, sequences
 
 
-def _unlisted(listed: list[Tensor], ends: int) -> Outputs:
+def _unlisted(listed: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """What the operator returns, told apart: with so many final states."""
     return listed[0], listed[1 : 1 + ends], listed[1 + ends], listed[2 + ends :]
 
@@ -255,7 +262,7 @@ class _Eager(torch.autograd.Function):
         return None, grad_x, *grad_initial, *grad_parameters
 
 
-# torch.autograd.Function's own goes through the arguments for the sake of torch.func, within which no kernel runs.
+# torch.autograd.Function's own also looks at every argument for torch.func, within whose transforms no kernel runs.
 _apply = super(torch.autograd.Function, _Eager).apply
 
 

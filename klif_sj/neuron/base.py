@@ -193,8 +193,8 @@ class FusedNode(BaseNode):
         """The effective parameters: those of the previous call where this one goes on from the states that it left.
 
         So the gradient that reaches a raw parameter is that of the whole sequence, be it one call or single steps: a
-        rule that judges it, as KLIF's for a k at its bound, must see all of it. But one that was taken as it is, is
-        looked at again: it may have changed.
+        rule that judges it, as KLIF's for a k at its bound, must see all of it. But one that was taken as it is (on
+        the CPU a k inside its bounds) is looked at again, as it may have changed.
         """
         left, before = self._sequence
         goes_on = len(left) == len(states) and all(a is b for a, b in zip(left, states.values(), strict=True))

@@ -25,8 +25,8 @@ struct Call {
     const real *grad_sequences[STATES];                    // [T, neurons], with RECORD
     io *grad_x;                                            // [T, neurons]
     real *grad_initial[STATES];                            // [neurons]
-    real *partial;                                         // sums of parameter gradients before the second pass; on the
-                                                           // host the launch's own
+    real *partial;                                         // sums of parameter gradients before the second pass; null
+                                                           // on the host, where they are few
     real *grad_parameters;                                 // [GRADS, channels / neighbours]
     int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
     int64 neighbours;                                      // with COLUMNS: so many in a row share parameters, and sums

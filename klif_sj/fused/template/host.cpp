@@ -282,9 +282,9 @@ static void finish(const Call &call) {
 
 extern "C" int backward(const Call *launch) {
     Call call = *launch;
-    const Scratch spread(spread_size(call)), partial(partial_size(call));
+    const Scratch spread(spread_size(call)), partial(call.partial ? 0 : partial_size(call));
     if (spread.missing || partial.missing) return NO_MEMORY;
-    call.partial = partial.start;
+    if (!call.partial) call.partial = partial.start;
     const View view = columns_of(call, spread.start);
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
