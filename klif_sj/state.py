@@ -8,6 +8,9 @@ from torch import Tensor
 State = float | Tensor
 """A state: shaped as a step's input, or a number for all of its neurons."""
 
+NUMBERS = {int, float}
+"""The types of states that are numbers."""
+
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states and arithmetic for an input dtype."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import compat, fused
 from ..checks import DTYPES, check_bool, check_input, check_number
 from ..parameter import Effective, PerStep, channel_view, fit_to_input
-from ..state import State, as_state, state_dtype
+from ..state import NUMBERS, State, as_state, state_dtype
 from .memories import PendingMemories
 
 EffectiveParameters = dict[str, Tensor | PerStep]
@@ -335,9 +335,12 @@ class FusedNode(BaseNode):
 
     def reset(self) -> None:
         """Put every state back to its reset value and forget the stored sequences."""
-        # A reset to a tensor copies it into the state, which needs memory of its own for that.
-        self._settle(compute=any(isinstance(value, Tensor) for value in self._memories_rv.values()))
-        super().reset()
+        if NUMBERS.issuperset(map(type, self._memories_rv.values())):
+            self._settle(compute=False)
+            self._memories.update(self._memories_rv)
+        else:
+            self._settle()  # a reset to a tensor copies it into the state, which needs memory of its own for that
+            super().reset()
         if self._store_v_seq:
             self._forget_sequences()
         self.__dict__["_sequence"] = ((), {})
