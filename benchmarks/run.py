@@ -30,10 +30,12 @@ def main() -> int:
         return 0
     suites = SUITES if options.suite == "all" else (options.suite,)
     plan = [job for job in jobs(suites, device, options.quick) if job.tier <= options.tiers]
+    plan = [job for job in plan if options.workload in job.workload.name]
     if options.gpu_only:
         plan = [job for job in plan if job.workload.device == "cuda"]
     if not plan:
-        print(f"{options.suite}: has nothing to measure on {device!r}; it needs a GPU", file=sys.stderr)
+        of_names = f" whose name has {options.workload!r}" if options.workload else "; it needs a GPU"
+        print(f"{options.suite}: has nothing to measure on {device!r}{of_names}", file=sys.stderr)
         return 2
     if options.dry_run:
         print_plan(plan, options)
@@ -55,6 +57,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="leave out what has a lower priority: 0 is what the targets are about",
     )
+    add("--workload", default="", metavar="TEXT", help="only those whose name has TEXT, as 'klif, T 4'")
+    add("--provider", default="", metavar="TEXT", help="only those whose name has TEXT, as 'klif_sj'")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     add(
         "--out",
@@ -104,7 +108,7 @@ def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
     failed = 0
     for tier in sorted({job.tier for job in plan}):
         for process, variables in found.items():
-            if not any(serving(job, process) for job in plan if job.tier == tier):
+            if not any(serving(job, process, options) for job in plan if job.tier == tier):
                 continue
             command = [sys.executable, __file__, *sys.argv[1:], "--process", f"{process}:{tier}"]
             command += ["--deadline", str(options.deadline)]
@@ -142,8 +146,9 @@ def measure(
     """The rows that a job lacks, until the time is up."""
     workload = job.workload
     min_seconds = 0.1 if options.quick else 0.2 if workload.device == "cuda" else 0.5
-    missing = [p for p in serving(job, process) if not done(job, p.name, results)]
-    wants_copy = process == "main" and job.measure == "time" and not done(job, layer.COPY, results)
+    missing = [p for p in serving(job, process, options) if not done(job, p.name, results)]
+    wants_copy = process == "main" and job.measure == "time" and options.provider in layer.COPY
+    wants_copy = wants_copy and not done(job, layer.COPY, results)
     if (not missing and not wants_copy) or time.time() > options.deadline:
         return
     if job.measure == "training":
@@ -160,13 +165,14 @@ def measure(
     yield from layer.measure(job, missing, expected, bandwidth, min_seconds, options.deadline)
 
 
-def serving(job: Job, process: str) -> list[Provider]:
+def serving(job: Job, process: str, options: argparse.Namespace) -> list[Provider]:
     """The providers of a process that take part in a job. Rivals that turn out not to run have a row that says so."""
     workload = job.workload
     return [
         provider
         for provider in providers(process)
-        if provider.serves(workload.neuron, workload.device)
+        if options.provider in provider.name
+        and provider.serves(workload.neuron, workload.device)
         and (job.compiled or not provider.compiled)
         and (workload.device == "cuda" or can_serve(provider) is None)
     ]
@@ -204,7 +210,7 @@ def print_plan(plan: list[Job], options: argparse.Namespace) -> None:
     for job in plan:
         print(f"tier {job.tier}  {job.suite:9} {job.measure:10} {job.workload.name}  ({', '.join(job.passes)})")
         for process in processes(options.old_line, options.allocator):
-            for provider in serving(job, process):
+            for provider in serving(job, process, options):
                 print(f"{'':8}{provider.name}: {provider.configuration}")
     print(f"{len(plan)} workloads")
 

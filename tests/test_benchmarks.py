@@ -319,7 +319,7 @@ def test_a_csv_of_another_harness_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_fixed_time")
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("cpu", 0, Workload("klif", 4, SMALL), compiled=False)
-    options = argparse.Namespace(quick=True, deadline=float("inf"))
+    options = argparse.Namespace(quick=True, deadline=float("inf"), provider="")
     results = rows.Results(tmp_path, ENVIRONMENT)
     bandwidths = {("cpu", 1): 1e9}
     found = list(run.measure(job, "main", results, bandwidths, options))
@@ -330,6 +330,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         results.add(row)
     rest = list(run.measure(job, "main", rows.Results(tmp_path, ENVIRONMENT), bandwidths, options))
     assert [row["provider"] for row in rest] == names[-1:]
+    options.provider = "jelly"
+    named = list(run.measure(job, "main", rows.Results(tmp_path / "new", ENVIRONMENT), bandwidths, options))
+    assert [row["provider"] for row in named] == [name for name in names if "jelly" in name] != []
     options.deadline = 0.0
     assert list(run.measure(job, "main", rows.Results(tmp_path / "new", ENVIRONMENT), bandwidths, options)) == []
 
