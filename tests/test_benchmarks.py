@@ -330,9 +330,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         results.add(row)
     rest = list(run.measure(job, "main", rows.Results(tmp_path, ENVIRONMENT), bandwidths, options))
     assert [row["provider"] for row in rest] == names[-1:]
-    options.provider = "jelly"
+    options.provider = "torch"
     named = list(run.measure(job, "main", rows.Results(tmp_path / "new", ENVIRONMENT), bandwidths, options))
-    assert [row["provider"] for row in named] == [name for name in names if "jelly" in name] != []
+    assert [row["provider"] for row in named] == [name for name in names if "torch" in name] != []
     options.deadline = 0.0
     assert list(run.measure(job, "main", rows.Results(tmp_path / "new", ENVIRONMENT), bandwidths, options)) == []
 
