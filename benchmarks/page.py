@@ -108,7 +108,8 @@ def overhead_table(groups: list[dict[str, Row]]) -> Iterator[str]:
     yield "### Overhead\n"
     yield (
         "The time of a call with next to nothing to compute, of a layer by itself and of each of eight further ones "
-        "behind it, for which what surrounds a network is paid already; and of the first training step in a new "
+        "behind it, for which what surrounds a network is paid already (the median of the quietest of several rounds); "
+        "and of the first training step in a new "
         "process, once with empty caches of compiled kernels and once with those that it left.\n"
     )
     names = sorted({name for group in hosts for name in group})

@@ -31,6 +31,9 @@ FURTHER_LAYERS = 8
 
 ROUNDS = 3
 
+HOST_ROUNDS = 15
+"""Of which the quietest counts: what runs beside can only make the host slower, and lasts for seconds."""
+
 
 def failure(error: Exception) -> str:
     """A row's status for an exception."""
@@ -213,11 +216,11 @@ def time_host(job: Job, contender: Contender) -> Iterator[Row]:
     passes = [timing.Passes(node, run, inputs), timing.Passes(network, run_all, inputs)][: len(layers)]
     for of_pass in job.passes:
         calls = [measured.call(of_pass) for measured in passes]
-        samples: list[list[float]] = [[] for _ in calls]
-        for _ in range(ROUNDS):  # in turn: a slow second of the machine is both's
-            for call, seconds in zip(calls, samples, strict=True):
-                seconds += timing.by_the_clock(call, job.workload.device, calls=10, samples=20, wait=False).samples
-        one, *all_layers = map(timing.of_samples, samples)
+        rounds = [
+            [timing.by_the_clock(call, job.workload.device, calls=10, samples=10, wait=False) for call in calls]
+            for _ in range(HOST_ROUNDS)
+        ]
+        one, *all_layers = (min(found, key=lambda of_round: of_round.median) for found in zip(*rounds, strict=True))
         yield {**about, "pass": of_pass, "launch": "host"} | one.columns()
         for found in all_layers:
             further = found.beyond(one, FURTHER_LAYERS)
