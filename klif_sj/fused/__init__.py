@@ -1,4 +1,4 @@
-"""From a neuron's step to a fused multi-step kernel: trace -> source -> program -> kernel -> cuda | host -> op."""
+"""From a step to a fused multi-step kernel: trace -> source -> program -> kernel -> plan -> cuda | host -> op."""
 
 from .backend import require_backend, serving_backend, supported_backends, unavailable
 from .dispatch import cuda_source, program_of, run

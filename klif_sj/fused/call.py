@@ -36,7 +36,7 @@ class Call:
     grad_parameters: Tensor | None = None
     neighbours: int = 1
 
-    def pack(self, states: int, rows: int, threads: int = 1) -> bytes:
+    def pack(self, states: int, rows: int, threads: int = 1, sums: int = 0) -> bytes:
         """The block: addresses of tensors, and numbers, 8 bytes each, in the order of call.h."""
         none = (0,) * states
         parameters = [tensor.data_ptr() for tensor in self.parameters] or (0,)
@@ -62,6 +62,7 @@ class Call:
             rows,
             self.neighbours,
             threads,
+            sums,
         )
 
     def neuron_tensors(self) -> list[Tensor]:
@@ -74,7 +75,7 @@ class Call:
 
 @functools.cache
 def _layout(states: int, parameters: int) -> struct.Struct:
-    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q8q")
+    return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q9q")
 
 
 def _addresses(tensors: Tensors) -> list[int]:

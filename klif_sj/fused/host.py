@@ -206,7 +206,7 @@ def launch(kernel: Kernel, call: Call) -> None:
     function, states, rows, sums, small = prepared(kernel, call.geometry)
     if sums >= MANY_SUMS:
         call.partial = call.x.new_empty(sums, dtype=getattr(torch, kernel.program.dtype))
-    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads())):
+    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
         raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
 
 

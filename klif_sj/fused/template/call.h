@@ -30,7 +30,7 @@ struct Call {
     real *grad_parameters;                                 // [GRADS, channels / neighbours]
     int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
     int64 neighbours;                                      // with COLUMNS: so many in a row share parameters, and sums
-    int64 threads;                                         // on the host
+    int64 threads, sums;                                   // on the host; sums: how many partial ones there are
 };
 
 // What every time step looks up; a copy in registers, which no store through the outputs can touch.

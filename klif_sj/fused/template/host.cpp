@@ -42,9 +42,6 @@ struct Block {
 static int64 runs_beside(const Call &call) { return COLUMNS ? blocks_of(call.channels, LANES) : call.channels; }
 static int64 blocks_in_line(const Call &call) { return call.outer * (COLUMNS ? 1 : blocks_of(call.inner, LANES)); }
 static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
-static int64 partial_size(const Call &call) {
-    return runs_in_line(call) * GRADS * call.channels * (COLUMNS ? 1 : FOLD);
-}
 
 // Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums.
 // With COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
@@ -282,7 +279,7 @@ static void finish(const Call &call) {
 
 extern "C" int backward(const Call *launch) {
     Call call = *launch;
-    const Scratch spread(spread_size(call)), partial(call.partial ? 0 : partial_size(call));
+    const Scratch spread(spread_size(call)), partial(call.partial ? 0 : call.sums);
     if (spread.missing || partial.missing) return NO_MEMORY;
     if (!call.partial) call.partial = partial.start;
     const View view = columns_of(call, spread.start);
