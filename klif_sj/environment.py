@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, compat, fused
+from . import __version__, _compat, runtime
 
 __all__ = ["environment"]
 
@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch",
     }
     report.update((name, _version(name)) for name in PACKAGES)
-    report["spikingjelly"] += f" (handled as the {compat.LINE} line)"
+    report["spikingjelly"] += f" (handled as the {_compat.LINE} line)"
     report["cupy"] = _cupy()
     report["cuda"] = _cuda()
     report["gpu"] = _gpus()
@@ -66,18 +66,18 @@ def _gpus() -> str:
 
 
 def _compiler() -> str:
-    from .fused import host
+    from .runtime import cpu
 
     try:
-        command = host.compiler()
+        command = cpu.compiler()
         told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError, host.CompilerError) as error:
+    except (OSError, subprocess.SubprocessError, cpu.CompilerError) as error:
         return _first_line(error)
     return f"{shlex.join(command)}: {told.stdout.splitlines()[0]}"
 
 
 def _backend(name: str) -> str:
-    cause = fused.unavailable(name)
+    cause = runtime.unavailable(name)
     return "can serve" if cause is None else f"cannot serve: {_first_line(cause)}"
 
 

@@ -13,9 +13,9 @@ import torch
 from spikingjelly.activation_based import surrogate as upstream
 from torch import Tensor, nn
 
-from . import compat
-from .checks import check_number, check_positive
-from .parameter import check_bounds, clamped_through
+from . import _compat
+from ._checks import check_number, check_positive
+from .neuron.parameters import check_bounds, clamped_through
 
 __all__ = ["LearnableATan", "Rect"]
 
@@ -52,7 +52,7 @@ class LearnableATan(upstream.SurrogateFunctionBase):
         low, high = check_bounds("k_bounds", k_bounds)
         if not low <= k <= high:
             raise ValueError(f"k: expected a value within k_bounds [{low}, {high}], got {k!r}")
-        compat.init_surrogate(self, spiking, alpha=alpha, k=nn.Parameter(torch.tensor(k)))
+        _compat.init_surrogate(self, spiking, alpha=alpha, k=nn.Parameter(torch.tensor(k)))
         self.k_bounds = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Rect(upstream.SurrogateFunctionBase):
     alpha: float
 
     def __init__(self, alpha: float = 1.0, spiking: bool = True) -> None:
-        compat.init_surrogate(self, spiking, alpha=check_positive("alpha", alpha))
+        _compat.init_surrogate(self, spiking, alpha=check_positive("alpha", alpha))
 
     @staticmethod
     def spiking_function(x: Tensor, alpha: float) -> Tensor:

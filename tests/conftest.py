@@ -11,7 +11,7 @@ from neurons import CONTRACTS
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The contract suite runs for every neuron on every backend that serves the CPU."""
-    if metafunc.module.__name__.startswith("test_contract") and "case" in metafunc.fixturenames:
+    if metafunc.module.__name__.rpartition(".")[2].startswith("test_contract") and "case" in metafunc.fixturenames:
         ids = [f"{case.name}-{backend}" for case, backend in CONTRACTS]
         metafunc.parametrize(("case", "backend"), CONTRACTS, ids=ids)
 

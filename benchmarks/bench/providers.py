@@ -12,7 +12,7 @@ import torch
 from spikingjelly.activation_based import neuron as spikingjelly_neuron
 from torch import Tensor, nn
 
-from klif_sj import compat, fused
+from klif_sj import _compat, runtime
 
 from .neurons import atan, ours, parameters
 from .workload import CURRENT
@@ -140,7 +140,7 @@ def providers(process: str) -> Iterator[Provider]:
         "klif_sj torch compiled", "torch.compile of a node with backend='torch', static shapes", of_ours("torch"),
         compiled=True,
     )  # fmt: skip
-    if not compat.SPIKINGJELLY_2:
+    if not _compat.SPIKINGJELLY_2:
         return
     unfused = tuple(neuron for neuron in UPSTREAM if neuron not in FUSED_UPSTREAM)
     yield Provider("spikingjelly eager", "2.0.0 as published", upstream, UPSTREAM, "cpu")
@@ -169,4 +169,4 @@ def processes(old_line: Path | None, allocator: str) -> dict[str, dict[str, str]
 def can_serve(provider: Provider) -> Exception | None:
     """Why one of our backends cannot serve here; None for what can, and for the rivals, which show it when they run."""
     backend = provider.name.split()[1] if provider.ours else "torch"
-    return fused.unavailable(backend)
+    return runtime.unavailable(backend)

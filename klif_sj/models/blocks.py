@@ -13,7 +13,7 @@ from itertools import groupby
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from ..checks import check_positive
+from .._checks import check_positive
 from ..coding import ConvEncoder, NeuronFactory, VotingDecoder, make_neuron
 
 __all__ = [

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode, LIFNode
 from torch import nn
 
-from ..checks import nearest
+from .._checks import nearest
 from ..coding import NeuronFactory
 from ..neuron import CLIFNode, GLIFNode, KLIFNode
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..checks import check_bool, check_number, nearest
+from .._checks import check_bool, check_number, nearest
 from ..coding import NeuronFactory
 from .convnet import TABLE_1, table_1_network
 from .network import SpikingNetwork

@@ -10,11 +10,11 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
-from .. import compat, fused
-from ..checks import DTYPES, check_bool, check_input, check_number
-from ..parameter import Effective, PerStep, channel_view, fit_to_input
-from ..state import NUMBERS, State, as_state, state_dtype
+from .. import _compat, runtime
+from .._checks import DTYPES, check_bool, check_input, check_number
 from .memories import PendingMemories
+from .parameters import Effective, PerStep, channel_view, fit_to_input
+from .states import NUMBERS, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
@@ -82,7 +82,7 @@ class FusedNode(BaseNode):
         backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
-        compat.init_base_node(
+        _compat.init_base_node(
             self,
             check_number("v_threshold", v_threshold),
             None if v_reset is None else check_number("v_reset", v_reset),
@@ -178,14 +178,14 @@ class FusedNode(BaseNode):
             for key, value in parameters.items()
         }
         compute = None
-        if fused.serving_backend(self.backend, x_seq) == "torch":
+        if runtime.serving_backend(self.backend, x_seq) == "torch":
             spikes, updated, sequences = self._run_torch(x_seq, states, effective)
         elif any(isinstance(value, Tensor) for value in states.values()):
             initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
-            spikes, updated, sequences, _ = fused.run(self, x_seq, initial, [], effective)
+            spikes, updated, sequences, _ = runtime.run(self, x_seq, initial, [], effective)
         else:
             numbers = [float(value) for value in states.values()]
-            spikes, updated, sequences, compute = fused.run(self, x_seq, [], numbers, effective, pending)
+            spikes, updated, sequences, compute = runtime.run(self, x_seq, [], numbers, effective, pending)
         self.__dict__["_sequence"] = (tuple(updated.values()), parameters)  # nn.Module's own way takes far longer
         return spikes, updated, sequences, compute
 
@@ -212,11 +212,11 @@ class FusedNode(BaseNode):
             raise ValueError(f"T: expected a number of time steps, at least 1, got {T!r}")
         if dtype not in DTYPES:
             raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
-        return fused.cuda_source(self, T, dtype)
+        return runtime.cuda_source(self, T, dtype)
 
     def step_program(self, *of: Any) -> Any:
-        """This neuron's program for :mod:`klif_sj.fused`; torch.compile takes it as a constant."""
-        return fused.program_of(self, *of)
+        """This neuron's program for :mod:`klif_sj.runtime`; torch.compile takes it as a constant."""
+        return runtime.program_of(self, *of)
 
     step_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -313,7 +313,7 @@ class FusedNode(BaseNode):
     @property
     def supported_backends(self) -> tuple[str, ...]:
         """``'auto'`` and the backends that can serve on this machine."""
-        return fused.supported_backends()
+        return runtime.supported_backends()
 
     @property
     def backend(self) -> str:
@@ -321,7 +321,7 @@ class FusedNode(BaseNode):
 
     @backend.setter
     def backend(self, value: str) -> None:
-        fused.require_backend(value)
+        runtime.require_backend(value)
         self._backend = value
 
     @property

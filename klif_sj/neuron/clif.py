@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_bool, check_tau
+from .._checks import check_bool, check_tau
 from ..surrogate import Rect
 from .base import FusedNode
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from ..checks import check_bool, check_choice, check_input, check_number
-from ..parameter import PerStep, sigmoids
+from .._checks import check_bool, check_choice, check_input, check_number
 from ..surrogate import Rect
 from .base import EffectiveParameters, FusedNode
+from .parameters import PerStep, sigmoids
 
 GATES = ("alpha", "beta", "gamma")
 MEMBRANE = ("tau", "v_threshold", "linear_decay", "v_subreset", "conduct")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_bool, check_choice, check_number, check_tau
-from ..parameter import bounded, check_bounds
+from .._checks import check_bool, check_choice, check_number, check_tau
 from .base import EffectiveParameters, FusedNode
+from .parameters import bounded, check_bounds
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import compat
+from .. import _compat
 from .hooks import carry_hooks
 from .places import Found, Place, Survey, survey
 from .report import SwapReport, SwapRow
@@ -196,7 +196,7 @@ def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callab
         for place, _ in done:
             place.put(place.value)
         raise
-    compat.forget_reset_lists(net)
+    _compat.forget_reset_lists(net)
 
     def undo() -> None:
         changed = [str(now.key) for _, now in done if not now.is_intact()]
@@ -204,6 +204,6 @@ def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callab
             raise RuntimeError(f"expected the network as the swap left it, got others at {', '.join(changed)} since")
         for place, _ in done:
             place.put(place.value)
-        compat.forget_reset_lists(net)
+        _compat.forget_reset_lists(net)
 
     return undo

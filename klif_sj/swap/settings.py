@@ -13,12 +13,12 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .. import compat
+from .. import _compat
 from ..neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
 
 Settings = dict[str, Any]
 
-SPIKING_NEURONS = compat.spiking_neurons()
+SPIKING_NEURONS = _compat.spiking_neurons()
 """SpikingJelly's own by name, read before :class:`klif_sj.patched` could have put anything in their place."""
 
 KINDS: dict[str, tuple[type, ...]] = {

@@ -14,7 +14,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .. import compat
+from .. import _compat
 from .settings import (
     RUNNING,
     Settings,
@@ -239,9 +239,9 @@ def _left_behind(old: MemoryModule, had: Settings, new: MemoryModule) -> Iterato
     held = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
     if held:
         yield Entry(DROPPED, "state", ", ".join(held), why=f"{cls} starts from its reset values")
-    if compat.kernel_precision(old) is not None:
+    if _compat.kernel_precision(old) is not None:
         why = f"{cls} computes in float32, float64 for float64 input"
-        yield Entry(DROPPED, "precision", compat.kernel_precision(old), why=why)
+        yield Entry(DROPPED, "precision", _compat.kernel_precision(old), why=why)
     unknown = "set on the old neuron from outside; set it on the new one if anything reads it"
     attributes = {**vars(old), **old._modules, **old._buffers}
     for name, value in attributes.items():

@@ -12,7 +12,7 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import compat
+from .. import _compat
 from ..models import SpikingNetwork
 from .module import recorded_rates
 
@@ -115,7 +115,7 @@ def _read_after_each_step(outputs: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def count_operations(net: nn.Module, x: Tensor, inputs: int) -> Operations | None:
     """The operations of one forward pass in evaluation mode, divided by ``inputs``; None on SpikingJelly 0.0.0.0.14."""
-    op_counter = compat.operation_counters()
+    op_counter = _compat.operation_counters()
     if op_counter is None:
         return None
     left_out = {"extra_ignore_modules": [BaseNode, _BatchNorm]}

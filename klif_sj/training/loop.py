@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 
-from .. import fused
+from .. import runtime
 from .checkpoint import AtomicCheckpointIO
 
 __all__ = [
@@ -82,10 +82,10 @@ def is_first_process() -> bool:
 def check_backend(backend: str, device: str) -> None:
     """:raises ValueError: for a backend that is unknown, cannot serve here, or does not serve this device"""
     try:
-        fused.require_backend(backend)
+        runtime.require_backend(backend)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    fused.serving_backend(backend, torch.empty(0, device=device))
+    runtime.serving_backend(backend, torch.empty(0, device=device))
 
 
 def make_trainer(

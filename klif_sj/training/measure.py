@@ -16,7 +16,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .. import fused
+from .. import runtime
 from ..models import spiking_layers
 from ..neuron import FusedNode
 from .module import SpikingClassifier
@@ -57,7 +57,7 @@ def backends_serving(net: nn.Module, images: Tensor) -> str:
     return ", ".join(
         sorted(
             {
-                fused.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
+                runtime.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
                 for neuron in spiking_layers(net).values()
             }
         )

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..models import SpikingNetwork, spiking_layers
 from ..neuron import FusedNode
+from ..neuron.parameters import PerStep
 from ..optim import parameter_groups
-from ..parameter import PerStep
 
 __all__ = [
     "LOSSES",

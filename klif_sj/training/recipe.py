@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_bool, check_choice, check_number, check_positive, nearest
+from .._checks import check_bool, check_choice, check_number, check_positive, nearest
 from ..models.neurons import canonical_name
 
 __all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "check_seed", "load_recipe", "recipe_names"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checks import nearest
+from .._checks import nearest
 from ..models.neurons import canonical_name
 from .recipe import Recipe, check_seed, load_recipe
 

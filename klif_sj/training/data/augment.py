@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...checks import nearest
+from ..._checks import nearest
 from .info import DatasetInfo
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "crop", "cutout", "flip"]

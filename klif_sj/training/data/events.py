@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torchvision.datasets.utils import check_integrity
 
-from ... import compat
+from ... import _compat
 from .files import locked, made_whole
 from .images import Split
 from .info import DatasetInfo, find_dataset
@@ -90,9 +90,9 @@ def _convert(recordings: Recordings, folder: Path) -> None:
             recordings.check(file)
     else:
         with made_whole(extracted) as partial:
-            compat.extract_recordings(reader, folder / "download", partial)
+            _compat.extract_recordings(reader, folder / "download", partial)
     with made_whole(folder / "events_np") as partial:
-        compat.convert_recordings(reader, extracted, partial)
+        _compat.convert_recordings(reader, extracted, partial)
 
 
 def _check_n_mnist(file: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ...checks import nearest
+from ..._checks import nearest
 
 __all__ = ["DATASETS", "DatasetInfo", "find_dataset"]
 

@@ -1,0 +1,150 @@
+"""The complete source of a multi-step kernel: a program's step inside the templates."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+
+from .program import Parameter, Program
+
+STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float", torch.float64: "double"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one compiled source serves: a program, for T steps, in one dtype and schedule.
+
+    ``columns``: neighbouring neurons have different channels (channels_last, or no channels at all but per-channel
+    parameters), instead of runs of neurons that share one.
+    """
+
+    program: Program
+    steps: int
+    dtype: torch.dtype
+    columns: bool
+    record: bool
+    backward: bool
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Once: it goes through all of the program, and several caches are asked for a kernel in every call."""
+        return hash((self.program, self.steps, self.dtype, self.columns, self.record, self.backward))
+
+    @property
+    def totals(self) -> int:
+        """Learned parameters whose gradient is one sum over all time steps."""
+        return sum(not p.per_step for p in self.program.learned) if self.backward else 0
+
+    @property
+    def stepwise(self) -> int:
+        """Learned parameters with a gradient for each time step."""
+        return sum(p.per_step for p in self.program.learned) if self.backward else 0
+
+    @functools.cached_property
+    def grads(self) -> int:
+        return self.totals + self.stepwise * self.steps
+
+    @functools.cached_property
+    def values_of_channel(self) -> int:
+        """Values that the parameters have for a channel, over all steps."""
+        return sum(self.steps if p.per_step else 1 for p in self.program.parameters if p.per_channel)
+
+    def source(self, target: str, **constants: int) -> str:
+        """C++ for ``target``: ``'cpu.cpp'`` or ``'cuda.cu'``; the constants are the target's own."""
+        on_host = target == "cpu.cpp"
+        program = self.program
+        parts = [self._header(), template("prelude.h"), self._constants(constants)]
+        if self.backward and on_host:
+            parts += [
+                _STEP_KEEPING.format(program.forward_keeping or program.forward),
+                _STEP_BACKWARD_OF_KEPT.format(program.backward_of_kept or program.backward),
+            ]
+        else:
+            parts += [_STEP.format(program.forward), *([_STEP_BACKWARD.format(program.backward)] * self.backward)]
+        return "\n".join([*parts, template("call.h"), *([] if on_host else [template("walk.h")]), template(target)])
+
+    def _header(self) -> str:
+        program = self.program
+        parameters = ", ".join(_describe(p) for p in program.parameters) or "none"
+        return (
+            f"// {program.neuron}\n"
+            "// One time step below is generated from its neuronal_charge, neuronal_fire and neuronal_reset; comments\n"
+            "// are the lines of Python that the statements under them came from.\n"
+            f"// states: {', '.join(program.states)}    parameters: {parameters}\n"
+            f"// T = {self.steps}, {STORAGE[self.dtype]} in and out, arithmetic in {program.dtype}\n"
+        )
+
+    def _constants(self, constants: dict[str, int]) -> str:
+        program = self.program
+        values = {
+            "T": self.steps,
+            "STATES": len(program.states),
+            "PARAMETERS": len(program.parameters),
+            "TOTALS": self.totals,
+            "STEPWISE": self.stepwise,
+            **constants,
+        }
+        masks = {
+            "PER_STEP": sum(p.per_step << i for i, p in enumerate(program.parameters)),
+            "PER_CHANNEL": sum(p.per_channel << i for i, p in enumerate(program.parameters)),
+        }
+        flags = {"COLUMNS": self.columns, "RECORD": self.record}
+        return "\n".join(
+            [
+                f"#define BACKWARD {int(self.backward)}",
+                f"typedef {'double' if program.dtype == 'float64' else 'float'} real;",
+                f"typedef {STORAGE[self.dtype]} io;",
+                *(f"constexpr int {name} = {value};" for name, value in values.items()),
+                *(f"constexpr unsigned long long {name} = {value}ull;" for name, value in masks.items()),
+                *(f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()),
+                "",
+            ]
+        )
+
+
+_STEP = """\
+// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.
+// output: the spike.
+INLINE void step(const real x, real (&state)[STATES], const real *p, real &output) {{
+{}
+}}
+"""
+_STEP_KEEPING = """\
+// x: the input current. state: in, before the step; out, after it. p: this step's effective parameters.
+// output: the spike. kept: out, what step_backward need not compute again.
+INLINE void step(const real x, real (&state)[STATES], const real *p, real &output, real *kept) {{
+{}
+}}
+"""
+_STEP_BACKWARD = """\
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,
+                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          real &grad_x) {{
+{}
+}}
+"""
+_STEP_BACKWARD_OF_KEPT = """\
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+INLINE void step_backward(const real x, const real (&state)[STATES], const real *p, const real *kept,
+                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          real &grad_x) {{
+{}
+}}
+"""
+
+
+def _describe(parameter: Parameter) -> str:
+    axes = [axis for axis, has in (("T", parameter.per_step), ("C", parameter.per_channel)) if has]
+    return f"{parameter.name} [{', '.join(axes)}]{' (learned)' if parameter.learned else ''}"
+
+
+@functools.cache
+def template(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text()

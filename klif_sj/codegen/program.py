@@ -1,0 +1,167 @@
+"""A neuron's step as a program: the C text of one time step, forward and backward, and what its arguments are.
+
+A program is a value. It encodes to a string that holds all of it, which is what the operators take: a compiled graph
+that outlives this process, or a process that never saw the neuron, can still build the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from .emit import c_identifier, function_body, worth_keeping
+from .trace import Graph, Step, StepTraceError, Value, origin, trace_backward, trace_forward
+
+SEGMENT = 16
+"""Steps that are walked at a time; a longer sequence is walked in segments, its states stored in between."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An effective parameter: one value, or one per time step, per channel, or per both."""
+
+    name: str
+    per_step: bool = False
+    per_channel: bool = False
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last.
+
+    ``backward`` computes again what it needs of the step. Where ``kept`` is not 0, ``forward_keeping`` is the step that
+    also writes that many costly results to ``kept``, and ``backward_of_kept`` reads them there.
+    """
+
+    neuron: str
+    states: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    dtype: str
+    forward: str
+    backward: str | None = None
+    kept: int = 0
+    forward_keeping: str | None = None
+    backward_of_kept: str | None = None
+
+    @functools.cached_property
+    def learned(self) -> tuple[Parameter, ...]:
+        return tuple(p for p in self.parameters if p.learned)
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def decode(text: str) -> Program:
+        fields = json.loads(text)
+        fields["states"] = tuple(fields["states"])
+        fields["parameters"] = tuple(Parameter(**p) for p in fields["parameters"])
+        return Program(**fields)
+
+
+def build_program(
+    neuron: str, step: Step, states: Sequence[str], parameters: Sequence[Parameter], dtype: torch.dtype, backward: bool
+) -> Program:
+    """Trace the step and print it. Parameters that the step does not read are left out.
+
+    :raises StepTraceError: naming the operation that no kernel can express and the line it came from
+    """
+    names = [p.name for p in parameters]
+    try:
+        _check_names(states, names)
+        forward_graph = trace_forward(step, states, names, dtype)
+        used = forward_graph.used_inputs()
+        backward_graph = None
+        if backward:
+            learned = [p.name for p in parameters if p.learned and p.name in used]
+            backward_graph = trace_backward(step, states, names, learned, dtype)
+            used |= backward_graph.used_inputs()
+        read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
+        read.sort(key=lambda p: (not p.learned, p.per_step))
+        program = Program(
+            neuron=neuron,
+            states=tuple(states),
+            parameters=tuple(read),
+            dtype=str(dtype).removeprefix("torch."),
+            forward=_forward_text(forward_graph, states, read),
+        )
+        return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
+    except StepTraceError as error:
+        raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
+    except Exception as error:
+        raise StepTraceError(
+            _explain(neuron, f"tracing it raised {type(error).__name__}: {str(error).rstrip('. ')}{origin(error)}")
+        ) from error
+
+
+def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:
+    """Everything that a step reads or gives is known by its name alone."""
+    used = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
+    for name, count in used.items():
+        if count > 1:
+            raise StepTraceError(f"{name!r} is the name of more than one of its input, states and parameters")
+
+
+def _explain(neuron: str, reason: str) -> str:
+    return (
+        f"no kernel can be generated for one time step of {neuron}: {reason}. "
+        "Write the step with elementwise torch operations, or use backend='torch'"
+    )
+
+
+def _inputs(states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, str]:
+    return {
+        "x": "x",
+        **{name: f"state[{i}]" for i, name in enumerate(states)},
+        **{p.name: f"p[{i}]" for i, p in enumerate(parameters)},
+    }
+
+
+def _forward_text(
+    graph: Graph, states: Sequence[str], parameters: Sequence[Parameter], keep: Iterable[str] = ()
+) -> str:
+    outputs = {
+        **{name: f"kept[{i}] = {{}};" for i, name in enumerate(keep)},
+        **{name: f"state[{i}] = {{}};" for i, name in enumerate(states)},
+        "output": "output = {};",
+    }
+    return function_body(graph, _all_inputs(graph, _inputs(states, parameters)), outputs)
+
+
+def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """The fields of a program that are about its gradient."""
+    inputs = {
+        **_inputs(states, parameters),
+        "grad_output": "grad_output",
+        **{f"grad_{name}": f"grad_state[{i}]" for i, name in enumerate(states)},
+    }
+    outputs = {
+        "grad_x": "grad_x = {};",
+        **{f"grad_{name}": f"grad_state[{i}] = {{}};" for i, name in enumerate(states)},
+        **{f"grad_{p.name}": f"grad_p[{i}] = {{}};" for i, p in enumerate(parameters) if p.learned},
+    }
+    gradient, step = graph.giving(outputs), ("output", *states)
+    texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs)}
+    results = {i: f"kept_{graph.operations[i].name}_{n}" for n, i in enumerate(worth_keeping(graph, step), 1)}
+    if results:
+        wanted = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
+        inputs |= {name: f"kept[{n}]" for n, name in enumerate(results.values())}
+        rest = gradient.taking(results)
+        texts |= {
+            "kept": len(results),
+            "forward_keeping": _forward_text(replace(graph, outputs=wanted), states, parameters, results.values()),
+            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs),
+        }
+    return texts
+
+
+def _all_inputs(graph: Graph, expressions: dict[str, str]) -> dict[str, str]:
+    """An expression for every input of the graph; the unused ones are never printed."""
+    return {name: expressions.get(name, c_identifier(name)) for name in graph.inputs}

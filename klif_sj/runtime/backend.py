@@ -1,0 +1,63 @@
+"""Which backend serves a call, and what is said when a named one cannot."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from torch import Tensor
+
+BACKENDS = ("auto", "torch", "cpp", "cupy")
+_DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
+_FUSED_ON = {device: backend for backend, device in _DEVICE_OF.items()}
+
+
+@functools.cache
+def unavailable(backend: str) -> Exception | None:
+    """Why a backend cannot serve on this machine; None where it can."""
+    try:
+        if backend == "cpp":
+            importlib.import_module("klif_sj.runtime.cpu").compiler()
+        elif backend == "cupy":
+            importlib.import_module("klif_sj.runtime.cuda").require()
+    except Exception as error:
+        return error
+    return None
+
+
+def supported_backends() -> tuple[str, ...]:
+    """``'auto'`` and the backends that can serve on this machine."""
+    return tuple(name for name in BACKENDS if unavailable(name) is None)
+
+
+def require_backend(backend: str) -> None:
+    """Check a backend's name, and that it can serve.
+
+    :raises ValueError: for an unknown name
+    :raises RuntimeError: for a backend that this machine cannot run, with the cause
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if cause := unavailable(backend):
+        raise RuntimeError(f"backend {backend!r} cannot serve here: {cause}") from cause
+
+
+def serving_backend(backend: str, x: Tensor) -> str:
+    """``'torch'``, ``'cpp'`` or ``'cupy'``: what runs a call with this input.
+
+    :raises ValueError: if the named backend does not serve the input's device
+    """
+    device = x.device.type
+    if backend == "auto":
+        wanted = _FUSED_ON.get(device, "torch")
+        return wanted if unavailable(wanted) is None else "torch"
+    if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
+        raise ValueError(
+            f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
+            "input, or use backend='auto'"
+        )
+    return backend
+
+
+# torch.compile takes the results of the functions marked so as constants instead of tracing into them.
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]

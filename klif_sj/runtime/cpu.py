@@ -1,0 +1,239 @@
+"""Kernels for the CPU: compiled once by the C++ compiler at hand, kept in the user's cache folder, called by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..codegen.kernel import Kernel
+from ..codegen.program import SEGMENT, Program
+from .launch import Call
+from .layout import Geometry
+from .memory import LARGE
+from .memory import empty as empty
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
+ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+"""No fused multiply-adds, so that results are torch's own; the other two change no value and let loops vectorise."""
+
+LANES = 128
+"""Neurons of a block: few enough that a segment's rows and states fit the first cache."""
+
+RUNS, LONGEST_RUN = 512, 16
+"""Blocks that share a row of partial sums: as many as leave so many runs for threads to share, up to a longest one."""
+
+FOLD = 16
+"""Lanes that a sum of parameter gradients has until its row of partial sums is complete."""
+
+MANY_SUMS = 1 << 16
+"""Partial sums from which on they are a tensor's, which who counts memory sees: a small layer runs in less time than
+torch takes to make one."""
+
+SERIAL_LIMIT = 1 << 15
+"""Neuron-steps below which waking other threads costs more than it gains."""
+
+
+class CompilerError(RuntimeError):
+    """No C++ compiler, or one that refused a kernel."""
+
+
+def segment(program: Program) -> int:
+    """Steps that are walked at a time, their rows in the first cache."""
+    return SEGMENT
+
+
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler's command: ``$CXX``, which may have several words (``ccache g++``), else g++, clang++ or c++.
+
+    :raises CompilerError: if there is none
+    """
+    named = os.environ.get("CXX", "").strip()
+    try:
+        commands = [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]
+    except ValueError as error:
+        raise CompilerError(f"$CXX is no command ({error}): {named!r}") from error
+    for name, *words in commands:
+        if path := shutil.which(name):
+            return (path, *words)
+    raise CompilerError(
+        f"no C++ compiler: $CXX names {named!r}, which is not found"
+        if named
+        else "no C++ compiler: none of g++, clang++, c++ is on the PATH; install one (for example `apt install g++`) "
+        "or set $CXX"
+    )
+
+
+@functools.cache
+def identity(command: tuple[str, ...]) -> str:
+    """The compiler and the processor that it compiles for: what decides whether an artefact can be used again."""
+    programs = []
+    for path in filter(None, map(shutil.which, command)):  # to ask for its version would start a process
+        file = os.stat(path)
+        programs.append(f"{os.path.realpath(path)} {file.st_size} {file.st_mtime_ns}")
+    return "\n".join((*command, *programs, platform.machine(), _processor()))
+
+
+@functools.cache
+def openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """The OpenMP flags that the compiler takes: threads and simd, simd alone, or none."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("int main() { int n = 0;\n#pragma omp parallel for\nfor (int i = 0; i < 2; i++) n = i;\n}\n")
+        for flags in (("-fopenmp",), ("-fopenmp-simd",)):
+            command = [*compiler, *flags, str(source), "-o", os.path.join(folder, "probe")]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return flags
+    return ()
+
+
+def cache_folder() -> Path:
+    """The user's own folder for compiled kernels; ``$KLIF_SJ_CACHE`` names another.
+
+    :raises CompilerError: if the folder cannot be made, or if somebody else could put a library into it
+    """
+    root = os.environ.get("KLIF_SJ_CACHE")
+    if root:
+        folder = Path(root)
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches" / "klif_sj"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klif_sj"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise CompilerError(f"no folder for compiled kernels: {error}; set $KLIF_SJ_CACHE to one of yours") from error
+    state = folder.stat()
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+        raise CompilerError(
+            f"others can write to the folder of compiled kernels, {folder}: make it yours alone, "
+            f"with `chmod 700 {folder}`, or set $KLIF_SJ_CACHE to a folder that is"
+        )
+    return folder
+
+
+@functools.lru_cache(maxsize=1024)
+def load(kernel: Kernel) -> Callable[[bytes], int]:
+    """The kernel's function, which takes a packed ``Call`` and returns 0, or 1 where there was no memory.
+
+    :raises CompilerError: with the compiler's log and the source's path
+    """
+    steps = min(segment(kernel.program), kernel.steps)
+    constants = {"SEGMENT": steps, "LANES": LANES, "FOLD": FOLD, "LARGE": LARGE, "KEPT": kernel.program.kept}
+    source = kernel.source("cpu.cpp", VALUES_OF_CHANNEL=kernel.values_of_channel, **constants)
+    return function_of(source, "backward" if kernel.backward else "forward")
+
+
+def function_of(source: str, name: str) -> Callable[[bytes], int]:
+    """Compile a source, or find it compiled, and return one of its functions."""
+    command = compiler()
+    key = hashlib.sha256("\0".join((source, identity(command), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
+    library = cache_folder() / f"{key}.so"
+    if not _is_whole(library, key):
+        _compile(source, command, library, key)
+    try:
+        function = getattr(ctypes.CDLL(str(library)), name)
+    except OSError as error:
+        raise CompilerError(f"{command[0]} compiled a kernel that cannot be loaded: {error}") from error
+    function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_int
+    return function
+
+
+def _compile(source: str, command: tuple[str, ...], library: Path, key: str) -> None:
+    """Compile into a file of our own and move it into place, so that processes doing the same do no harm."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        text.write_text(source)
+        result = subprocess.run(
+            [*command, *FLAGS, *ARITHMETIC, *openmp(command), str(text), "-o", str(built)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            kept = library.with_suffix(".failed.cpp")
+            os.replace(text, kept)
+            raise CompilerError(
+                f"{shlex.join(command)} refused a generated kernel (exit status {result.returncode}).\n"
+                f"Its source: {kept}\n{result.stderr}"
+            )
+        with built.open("ab") as file:
+            file.write(_seal(built.read_bytes(), key))
+        os.replace(built, library)
+
+
+def _seal(content: bytes, key: str) -> bytes:
+    """What a library ends with if it is whole and is the one that its name says; a loader ignores it."""
+    return hashlib.sha256(key.encode() + content).digest()
+
+
+def _is_whole(library: Path, key: str) -> bool:
+    """Whether a library is there, not cut short, and ours: loading another could crash."""
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return content[-32:] == _seal(content[:-32], key)
+
+
+@functools.cache
+def _processor() -> str:
+    """What ``-march=native`` depends on: a cache folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
+
+
+def launch(kernel: Kernel, call: Call) -> None:
+    """Run a kernel on the threads that torch uses; a small one on the calling thread alone.
+
+    :raises MemoryError: if the system has none for what a launch needs beside its tensors
+    """
+    function, states, rows, sums, small = prepared(kernel, call.geometry)
+    if sums >= MANY_SUMS:
+        call.partial = call.x.new_empty(sums, dtype=getattr(torch, kernel.program.dtype))
+    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
+        raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
+
+
+@functools.lru_cache(maxsize=1024)
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, int, bool]:
+    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
+    share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
+    """
+    outer, channels, inner = geometry
+    if kernel.columns:
+        rows = max(math.ceil(outer / 64), 1)
+        sums = math.ceil(outer / rows) * kernel.grads * channels
+    else:
+        blocks = outer * math.ceil(inner / LANES)  # of a channel
+        rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
+        sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
+    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# An OpenMP pool does not survive a fork: in a child, a parallel region would wait for threads that are not there.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)

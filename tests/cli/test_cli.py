@@ -1,0 +1,175 @@
+"""klif-sj: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import klif_sj
+from klif_sj import cli, runtime, usage
+from klif_sj.environment import environment
+from klif_sj.training import compare
+from klif_sj.training.measure import measure_step
+from klif_sj.training.module import SpikingClassifier
+
+TINY = ["--epochs=1", "--time-steps=2", "--width=0.03125", "--batch-size=256", "--device=cpu", "--backend=torch"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a refused command says on stderr; it exits with status 2 and prints nothing else."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("klif-sj: error: ")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--dataset=digit",
+            "dataset: expected one of digits, mnist, fashion-mnist, got 'digit'; did you mean 'digits'?",
+        ),
+        ("--neurons=lif,kliff", "got 'kliff'; did you mean 'klif'?"),
+        ("--neurons=", "neurons: expected at least one name"),
+        ("--device=gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("--device=cuda:99", "device: 'cuda:99' is not here"),
+        ("--backend=cppp", "backend: expected one of 'auto', 'torch', 'cpp', 'cupy', got 'cppp'"),
+        ("--epochs=0", "epochs: expected a positive integer, got 0"),
+        ("--batch-size=5000", "batch_size: expected at most the 1437 training images of digits, got 5000"),
+    ],
+)
+def test_compare_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, message: str) -> None:
+    out = tmp_path / "out"
+    assert message in refusal(capsys, "compare", f"--out={out}", option)
+    assert not out.exists()
+
+
+def test_compare_refuses_a_missing_data_set(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(self: object) -> None:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", unreachable)
+    told = refusal(capsys, "compare", "--dataset=mnist", f"--data-root={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert f"MNIST is not in {tmp_path / 'MNIST' / 'raw'}" in told
+    assert "download=True" in told
+
+
+def test_compare_refuses_a_backend_for_another_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Either it cannot serve here at all, or it does not serve the CPU."""
+    told = refusal(capsys, "compare", "--backend=cupy", "--device=cpu", f"--out={tmp_path / 'out'}")
+    assert "backend 'cupy'" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["bogus"], ["compare", "--width=huge"], ["compare", "--epochs=many"]])
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    assert "usage: klif-sj" in capsys.readouterr().err
+
+
+def test_compare_runs_and_says_where_the_report_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "measure_step", partial(measure_step, min_seconds=0))
+    out = tmp_path / "a b"
+    arguments = ["compare", "--neurons=klif,klif*", "--seed=5", f"--out={out}", *TINY]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["neurons"]) == ["klif", "klif-star"]
+    assert report["settings"]["seed"] == 5
+    assert report["settings"]["width"] == 1 / 32
+    assert shlex.split(report["command"]) == ["klif-sj", *arguments]
+    for result in report["neurons"].values():
+        assert f"{100 * result['test_accuracy']:.2f}" in printed
+        assert f"{result['k']['decoder']:.4f}" in printed
+    assert "report.md" in printed
+
+
+def test_interrupt_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: SpikingClassifier, batch: object, index: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpikingClassifier, "training_step", interrupted)
+    assert cli.main(["compare", f"--out={tmp_path}", *TINY]) == 130
+    assert "with --resume goes on" in capsys.readouterr().err
+
+
+def test_a_defect_is_not_taken_for_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defective(self: SpikingClassifier, batch: object, index: int) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(SpikingClassifier, "training_step", defective)
+    with pytest.raises(ValueError, match="a defect"):
+        cli.main(["compare", f"--out={tmp_path}", *TINY])
+
+
+@pytest.mark.parametrize("command", [["compare"], ["train", "--recipe=digits"]])
+def test_missing_train_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def import_module(name: str) -> None:
+        if name in ("lightning", "sklearn"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(usage.importlib, "import_module", import_module)
+    told = refusal(capsys, *command)
+    assert told == "klif-sj: error: training needs lightning, scikit-learn; type: pip install 'klif_sj[train]'\n"
+
+
+def test_info_needs_no_train_extra() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['lightning', 'sklearn', 'rich']));"
+    code = f"{blocked} from klif_sj.cli import main; sys.exit(main(['info']))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "backend torch" in told.stdout
+
+
+def test_info_prints_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    found = {label.strip(): text.strip() for label, text in lines.items()}
+    assert found == environment()
+    assert found["klif_sj"] == klif_sj.__version__
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    line = "2.x" if klif_sj._compat.SPIKINGJELLY_2 else "0.0.0.0.14"
+    assert found["spikingjelly"].endswith(f"(handled as the {line} line)")
+
+
+def test_info_says_which_backends_serve_and_why_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    causes = {"cpp": RuntimeError("no compiler\nlooked everywhere"), "cupy": ImportError("No module named 'cupy'")}
+    monkeypatch.setattr(runtime, "unavailable", causes.get)
+    found = environment()
+    assert found["backend torch"] == "can serve"
+    assert found["backend cpp"] == "cannot serve: no compiler"
+    assert found["backend cupy"] == "cannot serve: No module named 'cupy'"
+
+
+def test_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "klif_sj", "compare", "--dataset=cifar"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("error: dataset: expected one of digits, mnist, fashion-mnist, got 'cifar'\n")
+    assert "Traceback" not in refused.stderr
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"klif_sj {klif_sj.__version__}\n"

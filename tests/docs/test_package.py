@@ -1,0 +1,187 @@
+"""The package as a whole: what it imports, what it exports, what is shipped, and which part may know which."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import klif_sj
+from klif_sj import neuron
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(klif_sj.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+OPTIONAL = ("cupy", "lightning", "matplotlib", "rich", "sklearn", "torchaudio", "torchvision", "triton")
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints when it runs this code."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all that a module of the package imports, wherever in the file it does."""
+    package = (path.parent / "_").relative_to(PACKAGE.parent).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_import_needs_no_optional_package() -> None:
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
+    code = (
+        f"import sys; {blocked}; import klif_sj, torch; print(klif_sj.KLIFNode()(torch.full((2, 3), 4.0)).sum().item())"
+    )
+    assert float(python(code)) == 6.0
+
+
+def test_import_loads_nothing_but_itself_beyond_torch_and_spikingjelly() -> None:
+    """What makes an import slow is what it imports: nothing here beyond the package and the standard library."""
+    code = (
+        "import json, sys\n"
+        "from spikingjelly.activation_based import base, functional, neuron, surrogate\n"
+        "before = set(sys.modules)\n"
+        "import klif_sj\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))\n"
+    )
+    loaded = json.loads(python(code))
+    assert "klif_sj.neuron.klif" in loaded
+    top_level = {name.partition(".")[0] for name in loaded}
+    assert top_level - sys.stdlib_module_names == {"klif_sj"}
+    assert not {"klif_sj.cli", "klif_sj.training", "klif_sj.models"} & set(loaded)
+
+
+@pytest.mark.parametrize("module", [klif_sj, neuron], ids=lambda module: module.__name__)
+def test_all_is_the_public_interface(module: object) -> None:
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, type(sys)) and name != "annotations"
+    }
+    assert public == set(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(getattr(module, name).__doc__ for name in public)
+
+
+def test_version_is_the_installed_one() -> None:
+    assert metadata.version("klif_sj") == klif_sj.__version__
+    assert f"## [{klif_sj.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_file_of_the_package_is_installed(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
+    written = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    shipped = {path.relative_to(tmp_path / "klif_sj") for path in tmp_path.rglob("*") if path.is_file()}
+    assert shipped == written
+    assert Path("py.typed") in shipped
+
+
+def test_console_script_and_extras_are_declared() -> None:
+    (script,) = metadata.distribution("klif_sj").entry_points.select(group="console_scripts")
+    assert (script.name, script.value) == ("klif-sj", "klif_sj.cli:main")
+    assert set(metadata.metadata("klif_sj").get_all("Provides-Extra")) == {"cuda12", "cuda13", "docs", "test", "train"}
+
+
+def test_constraints_satisfy_the_requirements() -> None:
+    """Every requirement of the CUDA 13 set-up has a pinned version, which it accepts."""
+    requirement = pytest.importorskip("packaging.requirements").Requirement
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    pinned = dict(re.fullmatch(r"([\w.-]+)==(\S+)", line).groups() for line in lines if line)
+    for text in metadata.requires("klif_sj"):
+        needed = requirement(text)
+        if "cuda12" in str(needed.marker) or needed.name == "setuptools":
+            continue
+        assert needed.name in pinned, f"{needed.name} is not pinned in constraints.txt"
+        assert needed.specifier.contains(pinned[needed.name]), f"{needed} excludes {pinned[needed.name]}"
+
+
+def test_only_compat_asks_which_spikingjelly_is_installed() -> None:
+    """Elsewhere: no flag of the line, no probing of SpikingJelly's modules, no import of it that may fail."""
+
+    def upstream_names(tree: ast.AST) -> set[str]:
+        return {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spikingjelly")
+            for alias in node.names
+        }
+
+    for path in MODULES:
+        if path == PACKAGE / "_compat.py":
+            continue
+        tree = ast.parse(path.read_text())
+        upstream = upstream_names(tree)
+        for node in ast.walk(tree):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Name | ast.Attribute):
+                assert ast.unparse(node).rpartition(".")[2] != "SPIKINGJELLY_2", f"{where} asks for the line"
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"hasattr", "getattr"}:
+                probed = ast.unparse(node.args[0]).partition(".")[0]
+                assert probed not in upstream, f"{where} probes SpikingJelly's {probed}"
+            elif isinstance(node, ast.Try):
+                tried = upstream_names(ast.Module(node.body, []))
+                assert not tried, f"{where} tries to import {tried}"
+
+
+def test_neurons_do_not_import_the_kernels_internals() -> None:
+    for path in (PACKAGE / "neuron").glob("*.py"):
+        internals = {name for name in imports(path) if name.startswith("klif_sj.runtime.")}
+        assert not internals, f"{path.relative_to(ROOT)} imports {internals}; only the package klif_sj.runtime may be"
+
+
+def test_generator_and_runtime_know_no_neuron_by_name() -> None:
+    neurons = {name for name in neuron.__all__ if name != "FusedNode"}
+    assert "KLIFNode" in neurons
+    for path in [*(PACKAGE / "codegen").rglob("*.py"), *(PACKAGE / "runtime").rglob("*.py")]:
+        names = {
+            node.id if isinstance(node, ast.Name) else node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Name) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+        }
+        assert not names & neurons, f"{path.relative_to(ROOT)} names {names & neurons}"
+        concrete = {name for name in imports(path) if name.startswith("klif_sj.neuron.")} - {
+            "klif_sj.neuron.parameters.PerStep",
+            "klif_sj.neuron.states.state_dtype",
+        }
+        assert not concrete, f"{path.relative_to(ROOT)} imports {concrete}"
+
+
+def test_the_generator_does_not_import_the_runtime() -> None:
+    for path in (PACKAGE / "codegen").rglob("*.py"):
+        runtime = {name for name in imports(path) if name.startswith("klif_sj.runtime")}
+        assert not runtime, f"{path.relative_to(ROOT)} imports {runtime}"
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for path in MODULES:
+        if path.relative_to(PACKAGE).parts[0] not in {"__main__.py", "cli.py", "cli"}:
+            assert not any(name.startswith("klif_sj.cli") for name in imports(path)), path.relative_to(ROOT)
+
+
+def test_the_readme_example_trains_k() -> None:
+    """The first Python block of the README runs as it stands, and the k that it prints have been learned."""
+    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    learned = [float(k) for k in re.findall(r"k = ([\d.]+)", python("import torch; torch.manual_seed(0)\n" + example))]
+    assert len(learned) == 2
+    assert all(0.5 <= k <= 5.0 and k != 1.0 for k in learned)

@@ -1,0 +1,245 @@
+"""The kernels on a GPU: `pytest -m gpu`. Skipped where there is none; the emulation proves the same source there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from cuda_cases import EXECUTED, ChannelLeak, ran
+from tolerance import assert_close, assert_equal
+from torch import Tensor, nn
+
+from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, runtime
+from klif_sj.neuron.memories import PendingMemories
+from klif_sj.runtime import pending
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif("cupy" not in runtime.supported_backends(), reason=f"no GPU: {runtime.unavailable('cupy')}"),
+]
+
+STEPS = (1, 2, 3, 4, 8, 16, 17, 40)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def neurons(steps: int, channels: int) -> dict[str, FusedNode]:
+    return {
+        "klif": KLIFNode(),
+        "klif-star-soft": KLIFNode(scale_reset=True, v_reset=None, init_k=1.3),
+        "clif": CLIFNode(),
+        "glif": GLIFNode(T=steps, inplane=channels),
+        "glif-layer-wise": GLIFNode(T=steps, inplane=None),
+        "glif-time-wise": GLIFNode(T=steps, inplane=channels, time_wise=True),
+        "user-defined": ChannelLeak(channels),
+    }
+
+
+def both(node: FusedNode, x: Tensor, grad: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    node.step_mode = "m"
+    results = []
+    for backend in ("cupy", "torch"):
+        node.backend = backend
+        results.append(ran(node, x, grad))
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", list(neurons(1, 5)))
+def test_equals_torch(name: str, dtype: torch.dtype, steps: int) -> None:
+    """Spikes and states equal eager torch on the GPU; every gradient is within the dtype's tolerance.
+
+    CLIF's and GLIF's potentials may differ in the last bit (sigmoid, the order of sums), so a spike at the threshold
+    may too: at most one in ten thousand.
+    """
+    node = neurons(steps, 5)[name].cuda()
+    x, grad = (torch.randn(steps, 7, 5, 6, 6, device="cuda").mul(2).to(dtype) for _ in range(2))
+    actual, expected = both(node, x, grad)
+    if name == "klif":
+        assert_equal(actual["spikes"], expected["spikes"])
+    assert (actual["spikes"] != expected["spikes"]).float().mean() <= 1e-4
+    if torch.equal(actual["spikes"], expected["spikes"]):
+        for key, value in expected.items():
+            assert_close(actual[key], value, key)
+
+
+@pytest.mark.parametrize("case", EXECUTED, ids=lambda c: f"{c[0].__name__}-T{c[1]}-{'x'.join(map(str, c[2]))}-{c[3]}")
+def test_equals_the_host(case: tuple[Any, ...]) -> None:
+    """The same neuron, on the GPU and by the host's kernel."""
+    make, steps, shape, dtype, channels_last, _ = case
+    node = make(steps, shape[1] if len(shape) > 1 else 1)
+    node.step_mode = "m"
+    x, grad = (torch.randn(steps, *shape).mul(2).to(dtype) for _ in range(2))
+    if channels_last:
+        x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (steps, shape[0]))
+    node.backend = "cpp"
+    expected = ran(node, x, grad)
+    node.cuda().backend = "cupy"
+    actual = ran(node, x.cuda(), grad.cuda())
+    if "klif" in make.__name__:
+        assert_equal(actual["spikes"].cpu(), expected["spikes"])
+    if torch.equal(actual["spikes"].cpu(), expected["spikes"]):
+        for key, value in expected.items():
+            assert_close(actual[key].cpu(), value, key)
+
+
+def test_the_same_bits_over_100_runs() -> None:
+    node = GLIFNode(T=4, inplane=16, step_mode="m", backend="cupy").cuda()
+    x, grad = (torch.randn(4, 32, 16, 24, 24, device="cuda") for _ in range(2))
+    first = ran(node, x, grad)
+    for _ in range(99):
+        for name, value in ran(node, x, grad).items():
+            assert_equal(value, first[name], name)
+
+
+def test_follows_torchs_current_stream() -> None:
+    """Work queued on a side stream is ordered with torch's own there, without a synchronisation."""
+    node = KLIFNode(step_mode="m", backend="cupy").cuda()
+    x = torch.randn(8, 1 << 20, device="cuda")
+    expected = node(x * 3.0)
+    node.reset()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(20_000_000)
+        actual = node(x * 3.0)
+    torch.cuda.current_stream().wait_stream(side)
+    assert_equal(actual, expected)
+
+
+def test_final_states_are_computed_when_they_are_read() -> None:
+    """A large training call on a side stream leaves them; the stream that reads them waits for their kernel."""
+    node, eager = (CLIFNode(step_mode="m", backend="cupy").cuda() for _ in range(2))
+    eager._states_read = True
+    leaf = torch.randn(4, pending.WORTHWHILE // 4 + 8, device="cuda", requires_grad=True)
+    expected = eager(leaf * 2.0)
+    (expected_grad,) = torch.autograd.grad(expected.sum() + eager.v.square().sum() + eager.m.sum(), leaf)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        spikes = node(leaf * 2.0)
+    torch.cuda.current_stream().wait_stream(side)
+    assert type(node._memories) is PendingMemories
+    assert_equal(spikes, expected)
+    assert_equal(node.v, eager.v)
+    assert_equal(node.m, eager.m)
+    (grad,) = torch.autograd.grad(spikes.sum() + node.v.square().sum() + node.m.sum(), leaf)
+    assert_equal(grad, expected_grad)
+
+
+def test_captured_in_a_cuda_graph() -> None:
+    node = KLIFNode(step_mode="m", backend="cupy").cuda()
+    x = torch.randn(4, 1000, device="cuda", requires_grad=True)
+    grad = torch.randn_like(x)
+
+    def step() -> tuple[Tensor, Tensor, Tensor]:
+        node.reset()
+        spikes = node(x)
+        return spikes, *torch.autograd.grad(spikes, [x, node.k], grad)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn_like(x) * 2)
+        graph.replay()
+        replayed = [t.detach().clone() for t in captured]
+        for actual, expected in zip(replayed, step(), strict=True):
+            assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled(mode: str) -> None:
+    body, node = nn.Conv2d(3, 8, 3).cuda(), GLIFNode(T=4, inplane=8, step_mode="m", backend="cupy").cuda()
+    x = torch.randn(4, 2, 3, 9, 9, device="cuda")
+
+    def network(x: Tensor) -> Tensor:
+        return node(body(x.flatten(0, 1)).unflatten(0, (4, 2)))
+
+    def gradients(forward: Any) -> list[Tensor]:
+        node.reset()
+        out = forward(x)
+        return [g.clone() for g in torch.autograd.grad((out * 1.5).sum(), [body.weight, *node.parameters()])]
+
+    expected = gradients(network)
+    compiled = torch.compile(network, fullgraph=True, mode=mode)
+    for _ in range(3):
+        for actual, value in zip(gradients(compiled), expected, strict=True):
+            assert_close(actual, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    body, node = nn.Linear(64, 64).cuda(), KLIFNode(step_mode="m").cuda()
+    x = torch.randn(4, 32, 64, device="cuda")
+    spikes = []
+    for backend in ("cupy", "torch"):
+        node.backend = backend
+        node.reset()
+        with torch.autocast("cuda", dtype=dtype):
+            out = node(body(x) * 3)
+        out.float().sum().backward()
+        assert out.dtype == dtype
+        assert node.v.dtype == torch.float32
+        spikes.append(out)
+    assert_equal(spikes[0], spikes[1])
+
+
+def test_distributed_data_parallel() -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577")
+    torch.distributed.init_process_group("nccl", rank=0, world_size=1)
+    try:
+        net = nn.Sequential(nn.Linear(32, 32), KLIFNode(step_mode="m", backend="cupy")).cuda()
+        x = torch.randn(4, 8, 32, device="cuda")
+        net(x).sum().backward()
+        expected = [p.grad.clone() for p in net.parameters()]
+        net.zero_grad()
+        net[1].reset()
+        nn.parallel.DistributedDataParallel(net, device_ids=[0])(x).sum().backward()
+        for p, value in zip(net.parameters(), expected, strict=True):
+            assert_close(p.grad, value)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """64-bit indices: the last neurons of a tensor beyond 2**31 elements are computed as any others."""
+    neurons_, steps = (1 << 30) + 9, 2
+    if torch.cuda.mem_get_info()[0] < 40 * (1 << 30):
+        pytest.skip("needs 40 GiB of free GPU memory")
+    node = KLIFNode(step_mode="m", backend="cupy").cuda()
+    x = torch.full((steps, neurons_), 0.5, device="cuda", dtype=torch.float16)
+    x[:, -1000:] = torch.randn(steps, 1000, device="cuda").mul(3).half()
+    with torch.no_grad():
+        actual = node(x)[:, -1000:].clone()
+        node.reset()
+        assert_equal(actual, node(x[:, -1000:].clone()))
+        assert actual.any()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_device() -> None:
+    node = KLIFNode(step_mode="m", backend="cupy")
+    x = torch.randn(4, 1000)
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        node.reset()
+        results.append(node.to(device)(x.to(device)).cpu())
+    assert_equal(results[0], results[1])
+
+
+def test_the_other_device_is_refused() -> None:
+    node = KLIFNode(step_mode="m", backend="cupy").cuda()
+    with pytest.raises(ValueError, match="backend 'cupy': expected a tensor on 'cuda', got one on 'cpu'"):
+        node(torch.randn(4, 3))
+    with pytest.raises(ValueError, match="expected parameter 'k' on the input's device cuda:0, got cpu"):
+        KLIFNode(step_mode="m", backend="cupy")(torch.randn(4, 3, device="cuda"))
