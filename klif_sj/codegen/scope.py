@@ -75,25 +75,28 @@ class Scope:
             object.__setattr__(self, name, value)
         reads.note_class(path, type(owner))
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """The owner's class, so that ``super()`` and ``isinstance`` take the scope for the owner."""
         return type(self._scope_owner)
 
     def __getattr__(self, name: str) -> Any:
         owner, key, reads = self._scope_owner, self._scope_path + name, self._scope_reads
         if key in self._scope_values:
-            return self._scope_values[key]
+            value = self._scope_values[key]
+            if key not in self._scope_states and isinstance(value, Tensor):
+                reads.tensors[key] = None
+            return value
         if name == "__dict__":
             raise StepTraceError(f"it reads all attributes of {type(owner).__name__} at once; read them by name")
         member = next((base.__dict__[name] for base in type(owner).__mro__ if name in base.__dict__), None)
         if isinstance(member, property | functools.cached_property):
             function = member.fget if isinstance(member, property) else member.func
-            reads.note_method(type(owner), name)
+            reads.note_method(type(owner), name, self._scope_path)
             return function(self)  # type: ignore[misc]
         own = getattr(owner, "__dict__", {})
         if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in own:
-            reads.note_method(type(owner), name)
+            reads.note_method(type(owner), name, self._scope_path)
             return member.__get__(self, type(owner))
         try:
             value = getattr(owner, name)
@@ -133,7 +136,7 @@ class Scope:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner = self._scope_owner
         if not isinstance(owner, nn.Module):
-            self._scope_reads.note_method(type(owner), "__call__")
+            self._scope_reads.note_method(type(owner), "__call__", self._scope_path)
             return type(owner).__call__(self, *args, **kwargs)
         if owner._forward_hooks or owner._forward_pre_hooks or owner._backward_hooks or owner._backward_pre_hooks:
             raise StepTraceError(f"hooks are registered on {self._scope_path.rstrip('.')!r}, which no kernel can run")
@@ -154,6 +157,8 @@ class Reads:
     """What the trace of a step read of a neuron and its surroundings, with the values that it found."""
 
     def __init__(self) -> None:
+        self.tensors: dict[str, None] = {}
+        """The neuron's own parameters and buffers that were read, by dotted name, in order."""
         self._settings: dict[str, Any] = {}
         self._kinds: dict[str, type] = {}
         self._given: list[tuple[str, Any]] = []  # containers handed to the step, which must come back as they were
@@ -183,8 +188,11 @@ class Reads:
     def note_absence(self, key: str) -> None:
         self._absent.add(key)
 
-    def note_method(self, cls: type, name: str) -> None:
-        """Note every definition of a method along the class's bases: the first is called, and may call the others."""
+    def note_method(self, cls: type, name: str, path: str) -> None:
+        """Note a method, and every definition of it along the class's bases, as the first may call the others."""
+        key, found = f"{path}__class__.{name}", getattr(cls, name)
+        bound = isinstance(found, types.MethodType)  # of a class: made anew by every read, and equal
+        self._settings[key], self._kinds[key] = found if bound else _Same(found), type(found)
         for base in cls.__mro__:
             member = base.__dict__.get(name)
             if member is None or _is_fixed(base.__module__) or name in self._classes.get(base, ()):
@@ -270,14 +278,14 @@ class Reads:
 
     @functools.cached_property
     def _read(self) -> tuple[Callable[[Any], Any], tuple[Any, ...], tuple[type, ...]]:
-        """What reads all settings of a neuron at once, what was found, and of which types: 1, 1.0 and True are equal."""
+        """What reads all settings of a neuron at once, what was found, and the types: 1, 1.0 and True are equal."""
         names = (*self._settings, "__class__")  # at least two, so that attrgetter gives a tuple
         return attrgetter(*names), tuple(map(self._settings.get, names)), tuple(map(self._kinds.__getitem__, names))
 
     @functools.cached_property
     def _members(self) -> list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]]:
         """Of every class: its dictionary, what reads the noted members, and what was found."""
-        found = []
+        found: list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]] = []
         for cls, members in self._classes.items():
             names = (*members, next(iter(members)))
             found.append((cls.__dict__, itemgetter(*names), tuple(members[name] for name in names)))
@@ -326,9 +334,7 @@ class _Array:
         self._value = value.copy()
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is np.ndarray and other.dtype == self._value.dtype and np.array_equal(other, self._value)
-        )
+        return type(other) is np.ndarray and other.dtype == self._value.dtype and np.array_equal(other, self._value)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -413,4 +419,3 @@ def _has(owner: Any, key: str) -> bool:
     except AttributeError:
         return False
     return True
-

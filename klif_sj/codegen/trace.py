@@ -208,11 +208,10 @@ class _Recorder(TorchDispatchMode):
 
 def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
     """The step: inputs x, the states and the parameters; outputs ``output`` (the spike) and the new states."""
-    with _PlainTorch():
-        inputs = _scalars(("x", *states, *parameters), dtype)
-        with torch.no_grad(), _Recorder(inputs) as recorder:
-            spike, updated = _take(step, inputs, states, parameters)
-        outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
+    inputs = _scalars(("x", *states, *parameters), dtype)
+    with torch.no_grad(), _Recorder(inputs) as recorder:
+        spike, updated = _take(step, inputs, states, parameters)
+    outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
 
 
@@ -225,41 +224,50 @@ def trace_backward(
     ``grad_x``, ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
     outputs: dict[str, Value | None]
-    with _PlainTorch():
-        leaves = _scalars(("x", *states, *parameters), dtype)
-        upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
-        wanted = ("x", *states, *learned)
-        for name in wanted:
-            leaves[name].requires_grad_()
-        with torch.enable_grad():
-            # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
-            inputs = {name: leaf.clone() for name, leaf in leaves.items()}
-        with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
-            spike, updated = _take(step, inputs, states, parameters)
-            results = [spike, *(updated[name] for name in states)]
-            outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
-            # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
-            weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
-            grads: Sequence[Tensor | None] = [None] * len(wanted)
-            if weighted:
-                root = functools.reduce(torch.add, weighted)
-                grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
-        outputs |= {
-            f"grad_{name}": None if grad is None else recorder.value(grad)
-            for name, grad in zip(wanted, grads, strict=True)
-        }
+    leaves = _scalars(("x", *states, *parameters), dtype)
+    upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
+    wanted = ("x", *states, *learned)
+    for name in wanted:
+        leaves[name].requires_grad_()
+    with torch.enable_grad():
+        # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
+        inputs = {name: leaf.clone() for name, leaf in leaves.items()}
+    with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
+        spike, updated = _take(step, inputs, states, parameters)
+        results = [spike, *(updated[name] for name in states)]
+        outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
+        # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
+        weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
+        grads: Sequence[Tensor | None] = [None] * len(wanted)
+        if weighted:
+            root = functools.reduce(torch.add, weighted)
+            grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
+    outputs |= {
+        f"grad_{name}": None if grad is None else recorder.value(grad) for name, grad in zip(wanted, grads, strict=True)
+    }
     return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
 
 
-class _PlainTorch:
-    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, other modes."""
+class OutsideJitTrace:
+    """What runs within is no part of a trace of torch.jit that is under way, in which sizes are operations too."""
+
+    def __enter__(self) -> None:
+        self._trace = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_tracing_state(self._trace)  # type: ignore[attr-defined]
+
+
+class PlainTorch:
+    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, export, other modes."""
 
     def __enter__(self) -> None:
         self._contexts = (
             _disable_current_modes(),
+            torch._C.DisableTorchFunction(),  # a default device is a mode of it, and export notes calls by one
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
             # Else activation checkpointing would run its region again when the trace takes a gradient.
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
         )

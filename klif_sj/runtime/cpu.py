@@ -203,16 +203,16 @@ def launch(kernel: Kernel, call: Call) -> None:
 
     :raises MemoryError: if the system has none for what a launch needs beside its tensors
     """
-    function, states, rows, sums, small = prepared(kernel, call.geometry)
+    function, rows, sums, small = prepared(kernel, call.geometry)
     if sums >= MANY_SUMS:
-        call.partial = call.x.new_empty(sums, dtype=getattr(torch, kernel.program.dtype))
-    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
+        call.partial = call.x.new_empty(sums, dtype=kernel.real)
+    if function(call.pack(kernel, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
         raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, int, bool]:
-    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, bool]:
+    """What a launch needs that is set by kernel and shape alone: the function, how many blocks
     share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
     outer, channels, inner = geometry
@@ -223,7 +223,7 @@ def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int]
         blocks = outer * math.ceil(inner / LANES)  # of a channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
         sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
-    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
+    return load(kernel), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

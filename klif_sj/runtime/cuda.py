@@ -12,7 +12,7 @@ import torch
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
-from .launch import Call
+from .launch import Call, address
 from .layout import Geometry
 from .layout import empty as empty
 
@@ -96,7 +96,7 @@ def fitting_vector(kernel: Kernel, call: Call) -> int:
     strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
     if any(stride % vector for stride in strides):
         return 1
-    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
+    if any(address(t) % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
         return 1
     return vector
 
@@ -124,18 +124,18 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
 
 def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
-    device, states = call.x.device, len(kernel.program.states)
+    device = call.x.device
     vector = fitting_vector(kernel, call)
     blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
     if call.grad_parameters is None:
-        submit(kernel, vector, "forward", blocks, call.pack(states, rows), device)
+        submit(kernel, vector, "forward", blocks, call.pack(kernel, rows), device)
         return
     call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
-    submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
+    submit(kernel, vector, "backward", blocks, call.pack(kernel, rows), device)
     if kernel.grads:
         sums = kernel.grads * call.geometry.channels // call.neighbours
         blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
+        submit(kernel, vector, "finish", blocks, call.pack(kernel, shares), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:

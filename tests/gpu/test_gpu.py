@@ -12,8 +12,6 @@ from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, runtime
-from klif_sj.neuron.memories import PendingMemories
-from klif_sj.runtime import pending
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,24 +107,16 @@ def test_follows_torchs_current_stream() -> None:
     assert_equal(actual, expected)
 
 
-def test_final_states_are_computed_when_they_are_read() -> None:
-    """A large training call on a side stream leaves them; the stream that reads them waits for their kernel."""
-    node, eager = (CLIFNode(step_mode="m", backend="cupy").cuda() for _ in range(2))
-    eager._states_read = True
-    leaf = torch.randn(4, pending.WORTHWHILE // 4 + 8, device="cuda", requires_grad=True)
-    expected = eager(leaf * 2.0)
-    (expected_grad,) = torch.autograd.grad(expected.sum() + eager.v.square().sum() + eager.m.sum(), leaf)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        spikes = node(leaf * 2.0)
-    torch.cuda.current_stream().wait_stream(side)
-    assert type(node._memories) is PendingMemories
-    assert_equal(spikes, expected)
-    assert_equal(node.v, eager.v)
-    assert_equal(node.m, eager.m)
-    (grad,) = torch.autograd.grad(spikes.sum() + node.v.square().sum() + node.m.sum(), leaf)
-    assert_equal(grad, expected_grad)
+def test_without_final_states() -> None:
+    node, keeps = (CLIFNode(step_mode="m", backend="cupy", keep_state=keep).cuda() for keep in (False, True))
+    x, grad = torch.randn(4, 1000, device="cuda"), torch.randn(4, 1000, device="cuda")
+    found = []
+    for each in (node, keeps):
+        leaf = x.clone().requires_grad_()
+        spikes = each(leaf * 2.0)
+        found.append((spikes, *torch.autograd.grad(spikes, leaf, grad)))
+    for actual, expected in zip(*found, strict=True):
+        assert_equal(actual, expected)
 
 
 def test_captured_in_a_cuda_graph() -> None:

@@ -332,13 +332,18 @@ def test_positional_options_of_the_wrong_line_are_refused() -> None:
 
 @pytest.mark.skipif(not SPIKINGJELLY_2, reason="SpikingJelly 2's functional interface")
 @pytest.mark.parametrize(
-    "state", [torch.zeros(1, 2), torch.zeros(BATCH, CHANNELS, dtype=torch.float64)], ids=["shape", "dtype"]
+    ("state", "match"),
+    [
+        (torch.zeros(1, 2), "expected a shape that broadcasts to a step of shape .*, got .1, 2.; reset"),
+        (torch.zeros(BATCH, CHANNELS, device="meta"), "expected it on the input's device cpu, got meta; move it"),
+    ],
+    ids=["shape", "device"],
 )
-def test_a_state_that_does_not_fit_is_refused(state: Tensor) -> None:
+def test_a_state_that_does_not_fit_is_refused(state: Tensor, match: str) -> None:
     node = KLIFNode(step_mode="m")
     node(current())
     before = snapshot(node)
-    with pytest.raises(ValueError, match="state 'v': expected shape, dtype and device"):
+    with pytest.raises(ValueError, match=f"state 'v': {match}"):
         node.functional_forward((current(),), (state,))
     assert_memories(node, before)
 

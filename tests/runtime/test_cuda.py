@@ -15,7 +15,7 @@ from torch import Tensor
 from klif_sj import CLIFNode, FusedNode, KLIFNode
 from klif_sj.codegen.kernel import Kernel
 from klif_sj.codegen.program import Program
-from klif_sj.runtime import cuda, dispatch
+from klif_sj.runtime import cuda
 
 pytestmark = pytest.mark.once
 
@@ -138,8 +138,7 @@ def _kernels() -> list[tuple[str, Kernel]]:
 
 def _program(node: FusedNode, dtype: torch.dtype = torch.float32) -> Program:
     """The program of a neuron that learns all that it can."""
-    _, kinds = dispatch._arguments(node, node.effective_parameters())
-    return Program.decode(node.step_program(dtype, kinds, True)[0])
+    return node.program(dtype)
 
 
 KERNELS = _kernels()
