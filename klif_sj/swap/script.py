@@ -96,7 +96,7 @@ def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
     name = command[0]
     sys.argv = list(command)
     sys.excepthook = _without_own_frames
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):  # Python 3.10 has no -P
         sys.path[0] = os.getcwd() if is_module else str(Path(name).resolve().parent)
     if is_module:
         runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..models.neurons import NEURONS
 from ..usage import UserError, require_train_extra
+from . import toml
 from .recipe import Recipe, load_recipe, recipe_names
 
 __all__ = ["FLAGS", "add_overrides", "add_train", "parse_setting", "recipe_of"]
@@ -126,8 +126,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if value.lower() == "none":
         return name, None
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return name, toml.loads(f"value = {value}")["value"]
+    except toml.TOMLDecodeError:
         return name, value
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from .. import runtime
 from ..models import spiking_layers
@@ -86,7 +86,7 @@ def _peak_on_gpu(step: Callable[[], None], device: torch.device) -> int:
 
 def peak_on_cpu(step: Callable[[], None]) -> int:
     """From the allocations and releases that the profiler sees; the process's own peak would never go down again."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(profile_memory=True) as profiler:
         step()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")

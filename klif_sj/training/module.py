@@ -16,6 +16,7 @@ from ..models import SpikingNetwork, spiking_layers
 from ..neuron import FusedNode
 from ..neuron.parameters import PerStep
 from ..optim import parameter_groups
+from .memory_format import channels_last_is_safe
 
 __all__ = [
     "LOSSES",
@@ -79,7 +80,8 @@ class SpikingClassifier(lightning.LightningModule):
     :param momentum: SGD's
     :param weight_decay: of the weights
     :param loss: a key of :data:`LOSSES`
-    :param channels_last: whether convolutions see their images with the channels innermost
+    :param channels_last: whether convolutions see their images with the channels innermost, where that is safe: see
+        :func:`klif_sj.training.memory_format.channels_last_is_safe`
     """
 
     def __init__(
@@ -104,8 +106,8 @@ class SpikingClassifier(lightning.LightningModule):
         self.optimizer = optimizer
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self.channels_last = channels_last
-        if channels_last:
+        self.channels_last = channels_last and channels_last_is_safe(net)
+        if self.channels_last:
             self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:

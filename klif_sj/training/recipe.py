@@ -5,7 +5,6 @@ A file holds the fields of :class:`Recipe` by name, and under ``[published]`` th
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from .._checks import check_bool, check_choice, check_number, check_positive, nearest
 from ..models.neurons import canonical_name
+from . import toml
 
 __all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "check_seed", "load_recipe", "recipe_names"]
 
@@ -181,10 +181,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             )
         path = FOLDER / f"{name_or_path}.toml"
     try:
-        return Recipe.from_dict({"name": path.stem, **tomllib.loads(path.read_text())})
+        return Recipe.from_dict({"name": path.stem, **toml.loads(path.read_text())})
     except FileNotFoundError:
         raise FileNotFoundError(f"recipe: there is no file {path}") from None
-    except (ValueError, TypeError) as error:  # tomllib's and Unicode's errors are ValueErrors
+    except (ValueError, TypeError) as error:  # TOML's and Unicode's errors are ValueErrors
         raise ValueError(f"{path}: {error}") from error
 
 

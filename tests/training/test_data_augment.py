@@ -30,7 +30,7 @@ def test_crop_is_a_window_of_the_padded_image() -> None:
             for column in range(5):
                 source = (row + down - 2, column + right - 2)
                 inside = all(0 <= place < 5 for place in source)
-                expected = x[sample, :, *source] if inside else torch.zeros(3, dtype=torch.uint8)
+                expected = x[(sample, slice(None), *source)] if inside else torch.zeros(3, dtype=torch.uint8)
                 assert_equal(out[sample, :, row, column], expected, f"sample {sample}, pixel {row}, {column}")
 
 
