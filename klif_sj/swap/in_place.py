@@ -12,9 +12,9 @@ from torch import nn
 
 from .. import _compat
 from .hooks import carry_hooks
+from .neuron_settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
 from .places import Found, Place, Survey, survey
-from .report import SwapReport, SwapRow
-from .settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
+from .swap_report import SwapReport, SwapRow
 from .translate import Entry, check_overrides, translate
 
 Selector = type | str | Callable[[str, nn.Module], bool]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from .settings import plain
+from .neuron_settings import plain
 from .translate import ADDED, CHANGED, DROPPED, KEPT, OVERRIDDEN, WHAT, Entry
 
 TEXT_WIDTH = 88
