@@ -13,9 +13,9 @@ import torch
 
 from . import __version__
 from .coding import make_neuron
-from .environment import environment
 from .models import NEURONS, neuron_factory
 from .neuron import FusedNode
+from .runtime.environment import environment
 from .swap.script import add_run
 from .training.command import add_train
 from .training.evaluate_command import add_evaluate

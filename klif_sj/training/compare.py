@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..environment import environment
 from ..models import CodedConvNet, mnist_network, neuron_factory
+from ..runtime.environment import environment
 from . import report as reports
 from .checkpoint import read_checkpoint
 from .data import make_data

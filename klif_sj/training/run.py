@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from ..environment import environment
 from ..models import SpikingNetwork, build_network, neuron_factory
+from ..runtime.environment import environment
 from .checkpoint import RecipeInCheckpoint, read_checkpoint, recipe_in
 from .data import make_data
 from .data.info import find_dataset

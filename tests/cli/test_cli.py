@@ -14,7 +14,7 @@ import torch
 
 import klif_sj
 from klif_sj import cli, runtime, usage
-from klif_sj.environment import environment
+from klif_sj.runtime.environment import environment
 from klif_sj.training import compare
 from klif_sj.training.measure import measure_step
 from klif_sj.training.module import SpikingClassifier

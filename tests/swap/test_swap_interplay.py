@@ -16,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from klif_sj import CLIFNode, GLIFNode, KLIFNode, swap_neurons
-from klif_sj.checkpoint import state_contexts
+from klif_sj import CLIFNode, GLIFNode, KLIFNode, state_contexts, swap_neurons
 from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 STEPS, BATCH, FEATURES = 3, 4, 6

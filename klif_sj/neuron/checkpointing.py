@@ -17,9 +17,9 @@ def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager,
 
         y = checkpoint(net, x, use_reentrant=False, context_fn=state_contexts(net))
 
-    Without it the recomputation starts from the states that the forward pass left, so that it computes something else,
-    and steps the states a second time. With it, it starts from those that the forward pass started from, and leaves
-    the states as it finds them.
+    Without it the recomputation starts from the states that the forward pass left: it computes something else, and
+    steps the states a second time. With it, the recomputation starts from the states of the forward pass's start and
+    leaves the present states as they are.
 
     :param net: what is checkpointed; neurons of ours, of SpikingJelly, or any with registered memories
     """
@@ -32,7 +32,7 @@ def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager,
 
 
 class _InStates(AbstractContextManager):
-    """Puts neurons into the states that they are in now, as often as it is entered, and back."""
+    """Within it, neurons have the states that they had when it was made; after it, those from before."""
 
     def __init__(self, neurons: list[MemoryModule]) -> None:
         self._neurons = neurons
