@@ -17,8 +17,8 @@ from torch.utils.data import DistributedSampler
 
 from klif_sj.training.data import make_data
 from klif_sj.training.data.augment import AUGMENTATIONS, Augmentation
-from klif_sj.training.data.info import DATASETS, find_dataset
-from klif_sj.training.data.module import Batches, DataModule, Samples
+from klif_sj.training.data.batches import Batches, DataModule, Samples
+from klif_sj.training.data.catalogue import DATASETS, find_dataset
 
 pytestmark = pytest.mark.once
 
@@ -236,7 +236,7 @@ def test_unknown_data_set_is_refused() -> None:
 
 def test_what_there_is_is_light_to_import() -> None:
     heavy = ("torchvision", "sklearn", "lightning", "spikingjelly.datasets")
-    program = f"import sys, klif_sj.training.data.info; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, klif_sj.training.data.catalogue; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 

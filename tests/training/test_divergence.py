@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
-from train_cases import UPDATES, finished_epochs, tiny, training
+from trainings import UPDATES, finished_epochs, tiny, training
 
 from klif_sj import cli
-from klif_sj.training.data.module import DataModule
+from klif_sj.training.data.batches import DataModule
 from klif_sj.training.divergence import DivergenceError, StopOnDivergence, broken_in_forward
 from klif_sj.training.run import TrainingRun
 

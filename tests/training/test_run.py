@@ -16,15 +16,15 @@ import lightning
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train_cases import TINY, UPDATES, assert_same_training, finished_epochs, tiny, training, weights
+from trainings import TINY, UPDATES, assert_same_training, finished_epochs, tiny, training, weights
 
 from klif_sj import cli
 from klif_sj.models import spiking_layers
 from klif_sj.training import checkpoint, run
-from klif_sj.training.checkpoint import RECIPE, AtomicCheckpointIO
-from klif_sj.training.data import load
-from klif_sj.training.files import replacing
-from klif_sj.training.run import TrainingRun, load_checkpoint
+from klif_sj.training.atomic import replacing
+from klif_sj.training.checkpoint import AtomicCheckpointIO
+from klif_sj.training.data.batches import load
+from klif_sj.training.run import Placement, TrainingRun, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +68,7 @@ def test_result_is_that_of_the_checkpoint(finished: tuple[Path, dict[str, Any]])
     assert result["notation"] == net.notation == "(4C3+4C3+4C3)(enc)-4C3-MP2-64FC-(100FC-AP10)(dec)"
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     assert (result["training_inputs"], result["test_inputs"], result["processes"]) == (1437, 360, 1)
-    images, labels = load("digits", Path())[1]
+    images, labels = load("digits", Path(), "test")
     with torch.no_grad():
         right = (net.eval()(images).argmax(1) == labels).sum().item()
     assert result["test_accuracy"] == pytest.approx(right / 360, rel=1e-6)
@@ -247,6 +247,11 @@ def test_a_damaged_checkpoint_is_named(finished: tuple[Path, dict[str, Any]], tm
         training(tmp_path, resume=True)
 
 
+def by_recipe(saved: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """A checkpoint with these values in its recipe."""
+    return {**saved, "hyper_parameters": {"recipe": {**saved["hyper_parameters"]["recipe"], **given}}}
+
+
 def _written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -260,13 +265,13 @@ def test_a_checkpoint_of_something_else_is_refused(finished: tuple[Path, dict[st
     with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of a training"):
         load_checkpoint(path)
     saved = torch.load(finished[0] / "checkpoints" / "last.ckpt", weights_only=True)
-    torch.save({name: value for name, value in saved.items() if name != RECIPE}, path)
+    torch.save({name: value for name, value in saved.items() if name != "hyper_parameters"}, path)
     with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of klif-sj train: it has no recipe"):
         load_checkpoint(path)
-    torch.save({**saved, RECIPE: {**saved[RECIPE], "epochs": -1}}, path)
+    torch.save(by_recipe(saved, epochs=-1), path)
     with pytest.raises(ValueError, match=r"the recipe in .*other\.ckpt cannot be read \(epochs: expected"):
         load_checkpoint(path)
-    torch.save({**saved, RECIPE: {**saved[RECIPE], "neuron": "glif"}}, path)
+    torch.save(by_recipe(saved, neuron="glif"), path)
     with pytest.raises(ValueError, match=r"other\.ckpt does not hold the network klif-mnist with the neuron glif"):
         load_checkpoint(path)
 
@@ -276,7 +281,7 @@ def test_a_checkpoint_from_a_machine_with_another_backend_is_read(
 ) -> None:
     path = tmp_path / "other.ckpt"
     saved = torch.load(finished[0] / "checkpoints" / "last.ckpt", weights_only=True)
-    torch.save({**saved, RECIPE: {**saved[RECIPE], "backend": "cupy"}}, path)
+    torch.save(by_recipe(saved, backend="cupy"), path)
     recipe, net = load_checkpoint(path)
     assert recipe == tiny(backend="cupy")
     assert {node.backend for node in spiking_layers(net).values()} == {"auto"}
@@ -301,7 +306,7 @@ def test_recipe_reaches_trainer_and_optimizer(tmp_path: Path, monkeypatch: pytes
         seen.update(trainer=trainer, module=module, data=data)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(run, "_fit", fit)
     recipe = tiny(
         neuron="glif",
         optimizer="sgd",
@@ -332,7 +337,7 @@ def test_recipe_reaches_trainer_and_optimizer(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("shape", [(3, 2, 8, 8), (4, 3, 2, 8, 8)])
 def test_channels_last_changes_the_layout_and_no_value(shape: tuple[int, ...]) -> None:
     x = torch.rand(shape)
-    found = run.SpikingClassifier(torch.nn.Identity(), channels_last=True)
+    found = run.SpikingClassifier(torch.nn.Identity(), tiny())
     found.net.outputs_by_step = lambda images: images  # type: ignore[assignment]
     y = found(x)
     assert torch.equal(y, x)
@@ -367,3 +372,31 @@ def test_mixed_precision_trains_float32_weights_in_bfloat16(tmp_path: Path) -> N
     assert {parameter.dtype for parameter in running.module.parameters()} == {torch.float32}
     assert result["precision"] == "bf16-mixed"
     assert 0 < result["history"][0]["train_loss"] < 0.11
+
+
+# Where it runs
+
+
+def test_a_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Placement.find("auto") == Placement("cpu")
+    with pytest.raises(ValueError, match="'cuda' is not here for 1 processes; this PyTorch .* sees 0 GPUs"):
+        Placement.find("cuda")
+    for wrong in ("gpu", "meta", "cuda:x", "cuda:", "cpu:0"):
+        with pytest.raises(ValueError, match=f"device: expected auto, cpu, cuda or cuda:N, got '{wrong}'"):
+            Placement.find(wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [Placement.find(name) for name in ("auto", "cuda", "cuda:1")] == [
+        Placement("cuda", 1),
+        Placement("cuda", 1),
+        Placement("cuda", [1]),
+    ]
+    assert Placement.find("cuda:1").device == torch.device("cuda", 1)
+    assert Placement.find("cuda", 2).processes == 2
+    with pytest.raises(ValueError, match="'cuda:2' is not here"):
+        Placement.find("cuda:2")
+    with pytest.raises(ValueError, match="'cuda' is not here for 3 processes"):
+        Placement.find("cuda", 3)
+    with pytest.raises(ValueError, match="devices: 'cuda:1' is one device, got 2 processes"):
+        Placement.find("cuda:1", 2)

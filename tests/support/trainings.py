@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tolerance import assert_equal
 
+from klif_sj.training.data.batches import load
+from klif_sj.training.data.images import Split
 from klif_sj.training.recipe import Recipe, load_recipe
 from klif_sj.training.run import TrainingRun
 
@@ -41,3 +43,8 @@ def assert_same_training(out: Path, expected: Path) -> None:
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         assert_equal(found[name], value, name)
+
+
+def load_both(name: str, root: Path, time_steps: int | None = None) -> tuple[Split, Split]:
+    """The training and the test set."""
+    return load(name, root, "train", time_steps), load(name, root, "test", time_steps)

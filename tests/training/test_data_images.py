@@ -1,9 +1,8 @@
-"""Settings and data sets of a training: what they hold, and what they refuse."""
+"""The digits and the MNIST-like sets: what they hold, where they are read from, and what is refused."""
 
 from __future__ import annotations
 
 import gzip
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +10,20 @@ import numpy as np
 import pytest
 import torch
 from tolerance import assert_close, assert_equal
+from trainings import load_both
 
-from klif_sj.training import data
 from klif_sj.training.data import make_data
-from klif_sj.training.settings import Settings
+from klif_sj.training.data.batches import load
 
 pytestmark = pytest.mark.once
 
 
-def settings(dataset: str = "digits", **given: Any) -> Settings:
-    defaults = {"neurons": ("klif",), "backend": "auto", "device": "cpu", "seed": 0, "data_root": Path("data")}
-    return Settings.for_dataset(dataset, **{**defaults, **given})
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"neurons": ("kliff",)}, "got 'kliff'; did you mean 'klif'"),
-        ({"neurons": ()}, "neurons: expected at least one"),
-        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
-        ({"threads": 0}, "threads: expected a positive integer, got 0"),
-        ({"time_steps": -1}, "time_steps: expected a positive integer, got -1"),
-        ({"learning_rate": 0.0}, "learning_rate: expected a positive number, got 0.0"),
-        ({"width": float("inf")}, "width: expected a positive number, got inf"),
-        ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
-    ],
-)
-def test_settings_refuse(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings(**given)
-
-
-def test_device_is_checked_and_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert settings(device="auto").on_device().device == "cpu"
-    with pytest.raises(ValueError, match="'cuda' is not here; this PyTorch .* sees 0 GPUs"):
-        settings(device="cuda").on_device()
-    for wrong in ("gpu", "meta", "cuda:x"):
-        with pytest.raises(ValueError, match=f"expected auto, cpu, cuda or cuda:N, got '{wrong}'"):
-            settings(device=wrong).on_device()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = [settings(device=name).on_device().device for name in ("auto", "cuda", "cuda:1")]
-    assert found == ["cuda:0", "cuda:0", "cuda:1"]
-    with pytest.raises(ValueError, match="'cuda:2' is not here"):
-        settings(device="cuda:2").on_device()
-
-
-def test_a_neuron_named_twice_is_trained_once() -> None:
-    assert settings(neurons=("klif*", "KLIF", "klif-star", "klif")).neurons == ("klif-star", "klif")
-
-
-def test_recipe_fills_what_is_not_given() -> None:
-    paper = settings("mnist")
-    assert (paper.epochs, paper.time_steps, paper.width, paper.learning_rate) == (100, 8, 1.0, 1e-4)
-    assert settings("mnist", epochs=3, width=None) == replace(paper, epochs=3)
-
-
 def test_digits_are_split_once_and_for_all() -> None:
-    (train, train_labels), (test, test_labels) = data.load("digits", Path())
+    (train, train_labels), (test, test_labels) = load_both("digits", Path())
     assert (train.shape, test.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
     assert (train.min(), train.max(), train.dtype) == (0, 1, torch.float32)
     assert test_labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
-    again = data.load("digits", Path())[1]
+    again = load_both("digits", Path())[1]
     assert_equal(again[0], test, "test images")
     pixels = {tuple(image.flatten().tolist()) for image in train}
     assert not any(tuple(image.flatten().tolist()) in pixels for image in test), "no test image is a training image"
@@ -112,13 +62,13 @@ def test_broken_data_file_is_named(fashion_files: Path) -> None:
     path = fashion_files / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte: expected 7840016 bytes, got 1000"):
-        data.load("fashion-mnist", fashion_files)
+        load_both("fashion-mnist", fashion_files)
 
 
 def test_too_short_data_file_is_refused(fashion_files: Path) -> None:
     write_idx(fashion_files / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte", np.zeros(9_999, dtype=np.uint8))
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: expected 10008 bytes, got 10007"):
-        data.load("fashion-mnist", fashion_files)
+        load_both("fashion-mnist", fashion_files)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +80,7 @@ def test_corrupt_data_file_is_refused(fashion_files: Path, file: str, position: 
     content[position] = value
     path.write_bytes(content)
     with pytest.raises(ValueError, match="raw: the train files cannot be read"):
-        data.load("fashion-mnist", fashion_files)
+        load_both("fashion-mnist", fashion_files)
 
 
 def test_missing_data_set_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +89,7 @@ def test_missing_data_set_says_where_it_comes_from(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", unreachable)
     with pytest.raises(FileNotFoundError) as raised:
-        data.load("fashion-mnist", tmp_path)
+        load_both("fashion-mnist", tmp_path)
     told = str(raised.value)
     assert told.startswith(f"Fashion-MNIST is not in {tmp_path / 'FashionMNIST' / 'raw'}")
     assert "no route to host" in told
@@ -158,4 +108,12 @@ def test_downloaded_archives_are_used(fashion_files: Path, tmp_path: Path, monke
             Path(self.raw_folder, name).write_bytes(gzip.decompress(archive))
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
-    assert len(data.load("fashion-mnist", fashion_files)[0][0]) == 60_000
+    assert len(load_both("fashion-mnist", fashion_files)[0][0]) == 60_000
+
+
+def test_of_a_split_that_is_not_asked_for_nothing_is_read(fashion_files: Path) -> None:
+    for file in (fashion_files / "FashionMNIST" / "raw").glob("t10k*"):
+        file.write_bytes(b"broken")
+    assert len(load("fashion-mnist", fashion_files, "train")[1]) == 60_000
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte: expected 7840016 bytes, got 6"):
+        load("fashion-mnist", fashion_files, "test")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ..usage import UserError, require_train_extra
-from .command import FLAGS, add_overrides, parse_setting
-from .reproduce_tables import TABLES
-
-__all__ = ["add_reproduce"]
-
-OVERRIDES = tuple(name for name in FLAGS if name not in ("neuron", "seed"))
+from ..training.reports.paper_tables import TABLES
+from .errors import require_train_extra, user_errors
+from .recipe_options import FLAGS, add_data_root, add_device, add_overrides, names, overrides
 
 
-def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``klif-sj reproduce``: a table of the KLIF paper, or some of it."""
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare ``klif-sj reproduce``."""
     parser = commands.add_parser(
         "reproduce",
         help="run a table of the KLIF paper, or rows of it, and put the results beside the published figures",
@@ -28,13 +23,15 @@ def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add = parser.add_argument
     titles = "; ".join(f"{number}: {table.title}" for number, table in TABLES.items())
     add("--table", type=int, choices=TABLES, required=True, metavar="N", help=titles)
-    add("--dataset", type=_names, default=(), metavar="NAMES", help="default: all of the table's, here and below")
-    add("--network", type=_names, default=(), metavar="NAMES", help="vgg16 or resnet18, in Tables 3 and 5")
-    add("--neurons", type=_names, default=(), metavar="NAMES", help="such as lif,klif")
+    add("--dataset", type=names, default=(), metavar="NAMES", help="default: all of the table's, here and below")
+    add("--network", type=names, default=(), metavar="NAMES", help="vgg16 or resnet18, in Tables 3 and 5")
+    add("--neurons", type=names, default=(), metavar="NAMES", help="such as lif,klif")
     add("--seeds", type=_seeds, default=(0,), metavar="SEEDS", help="one run for each, such as 0,1,2 (default: 0)")
-    add_overrides(parser, OVERRIDES)
+    add_overrides(parser, (name for name in FLAGS if name not in ("neuron", "seed")))
+    add_data_root(parser)
+    add_device(parser, processes=True)
     add("--out", type=Path, default=Path("klif-sj-reproduce"), metavar="DIR", help="default: klif-sj-reproduce")
-    parser.set_defaults(run=reproduce_table)
+    parser.set_defaults(run=reproduce_table, when_interrupted="What was finished is saved; the same command goes on.")
 
 
 def reproduce_table(options: argparse.Namespace) -> None:
@@ -42,18 +39,17 @@ def reproduce_table(options: argparse.Namespace) -> None:
     require_train_extra()
     from rich.console import Console
 
-    from .divergence import DivergenceError
-    from .loop import is_first_process
-    from .reproduce import plan, reproduce
+    from ..training.divergence import DivergenceError
+    from ..training.reports.reproduction import plan, reproduce
+    from ..training.run import is_first_process
 
     console = Console(quiet=not is_first_process())
-    given = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
-    try:
+    with user_errors(ValueError, TypeError, OSError, DivergenceError):
         figures = TABLES[options.table].select(
             datasets=options.dataset, networks=options.network, neurons=options.neurons
         )
         reproduce(
-            plan(figures, options.seeds, **dict(map(parse_setting, options.set)), **given),
+            plan(figures, options.seeds, **overrides(options)),
             options.out,
             console,
             data_root=options.data_root,
@@ -61,16 +57,7 @@ def reproduce_table(options: argparse.Namespace) -> None:
             accelerator=options.accelerator,
             command=options.command,
         )
-    except KeyboardInterrupt:
-        print("\nWhat was finished is saved; the same command goes on.", file=sys.stderr)
-        raise
-    except (ValueError, TypeError, OSError, DivergenceError) as error:
-        raise UserError(error) from error
     console.print(f"Page: {options.out / 'README.md'}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from klif_sj import cli
-from klif_sj.training import reproduce as reproduce_module
 from klif_sj.training.divergence import DivergenceError
 from klif_sj.training.recipe import load_recipe
-from klif_sj.training.reproduce import plan, reproduce
-from klif_sj.training.reproduce_page import read_results, write_page
-from klif_sj.training.reproduce_tables import TABLES, Figure
+from klif_sj.training.reports import reproduction as reproduction
+from klif_sj.training.reports.paper_tables import TABLES, Figure
+from klif_sj.training.reports.reproduction import plan, reproduce
+from klif_sj.training.reports.reproduction_page import read_results, write_page
 
 pytestmark = pytest.mark.once
 
@@ -30,13 +30,13 @@ HERE: dict[str, Any] = {"data_root": Path("data"), "accelerator": "cpu", "comman
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of the trainings that were run, in their order."""
     folders = []
-    run = reproduce_module.TrainingRun.run
+    run = reproduction.TrainingRun.run
 
     def recorded(self: Any, console: Any = None) -> Any:
         folders.append(self.out)
         return run(self, console)
 
-    monkeypatch.setattr(reproduce_module.TrainingRun, "run", recorded)
+    monkeypatch.setattr(reproduction.TrainingRun, "run", recorded)
     return folders
 
 
@@ -120,14 +120,14 @@ def test_an_interrupted_reproduction_goes_on_to_the_same_results(
 ) -> None:
     runs = plan(DIGITS, [0], **TINY)
     with monkeypatch.context() as patch:
-        saved = reproduce_module.TrainingRun.run
+        saved = reproduction.TrainingRun.run
 
         def interrupted(self: Any, console: Any = None) -> Any:
             if self.recipe.neuron == "klif":
                 raise KeyboardInterrupt
             return saved(self, console)
 
-        patch.setattr(reproduce_module.TrainingRun, "run", interrupted)
+        patch.setattr(reproduction.TrainingRun, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             reproduce(runs, tmp_path, QUIET, **HERE)
     assert [result.recipe.neuron for result in read_results(tmp_path)] == ["lif"]
@@ -141,14 +141,14 @@ def test_an_interrupted_reproduction_goes_on_to_the_same_results(
 def test_a_missing_data_set_is_said_after_the_others_have_run(
     tmp_path: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run = reproduce_module.TrainingRun
+    make_run = reproduction.TrainingRun
 
     def refusing(recipe: Any, *args: Any, **how: Any) -> Any:
         if recipe.neuron == "lif":
             raise FileNotFoundError("MNIST is not in data/MNIST/raw")
         return make_run(recipe, *args, **how)
 
-    monkeypatch.setattr(reproduce_module, "TrainingRun", refusing)
+    monkeypatch.setattr(reproduction, "TrainingRun", refusing)
     with pytest.raises(FileNotFoundError, match="MNIST is not in data/MNIST/raw"):
         reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
     assert [path.name.partition("-batch")[0] for path in trained] == ["digits-T2-epochs1"]
@@ -158,14 +158,14 @@ def test_a_missing_data_set_is_said_after_the_others_have_run(
 def test_a_run_that_diverges_leaves_the_others_their_turn(
     tmp_path: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = reproduce_module.TrainingRun.run
+    run = reproduction.TrainingRun.run
 
     def diverging(self: Any, console: Any = None) -> Any:
         if self.recipe.neuron == "lif":
             raise DivergenceError("step 1: the loss is nan")
         return run(self, console)
 
-    monkeypatch.setattr(reproduce_module.TrainingRun, "run", diverging)
+    monkeypatch.setattr(reproduction.TrainingRun, "run", diverging)
     with pytest.raises(DivergenceError, match=r"digits-.*-lif-seed0: step 1: the loss is nan"):
         reproduce(plan(DIGITS, [0], **{**TINY, "epochs": 1}), tmp_path, QUIET, **HERE)
     assert [result.recipe.neuron for result in read_results(tmp_path)] == ["klif"]
@@ -203,7 +203,7 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tm
         (["--table=3", "--network=vgg-16"], "did you mean 'vgg16'?"),
         (["--table=2", "--epochs=0"], "epochs: expected an integer of at least 1, got 0"),
         (["--table=2", "--set=learning_rat=1"], "did you mean 'learning_rate'?"),
-        (["--table=2", "--accelerator=gpu"], "accelerator: expected auto, cpu or cuda, got 'gpu'"),
+        (["--table=2", "--accelerator=gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--table=2", "--accelerator=cpu", "--backend=cupy"], "backend 'cupy'"),
     ],
 )
@@ -231,6 +231,6 @@ def test_of_several_processes_the_first_one_talks(
 ) -> None:
     seen = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(reproduce_module, "reproduce", lambda runs, out, console, **how: seen.append(console.quiet))
+    monkeypatch.setattr(reproduction, "reproduce", lambda runs, out, console, **how: seen.append(console.quiet))
     assert cli.main(["reproduce", "--table=2", f"--out={tmp_path}"]) == 0
     assert seen == [quiet]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import lightning
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from .augment import Augmentation
+from .catalogue import find_dataset
 from .events import load_events
 from .images import Split, load_images
-from .info import find_dataset
 
 __all__ = ["Batches", "DataModule", "Samples", "load"]
 
@@ -26,16 +27,18 @@ DEVICE_SHARE = 0.5
 """Of a GPU's free memory, the most that a data set takes up; a larger one stays on the host."""
 
 
-def load(name: str, root: Path, time_steps: int | None = None) -> tuple[Split, Split]:
-    """The training and the test set called ``name``, events integrated to ``time_steps`` frames.
+def load(name: str, root: Path, split: str, time_steps: int | None = None) -> Split:
+    """The training or the test set called ``name``, events integrated to ``time_steps`` frames.
+
+    :param split: ``'train'`` or ``'test'``
 
     Errors as :class:`DataModule`.
     """
     if find_dataset(name).kind == "image":
-        return load_images(name, root)
+        return load_images(name, root, split)
     if time_steps is None or time_steps < 1:
         raise ValueError(f"time_steps: expected the number of frames a recording of {name}, got {time_steps}")
-    return load_events(name, root, time_steps)
+    return load_events(name, root, split, time_steps)
 
 
 class Samples:
@@ -138,7 +141,7 @@ class DataModule(lightning.LightningDataModule):
     The validation loader is the share of the training set that was put aside, or, where none was, the test set: then it
     draws test accuracy by epoch, as papers do, and may choose nothing.
 
-    :param dataset: a key of :data:`klif_sj.training.data.info.DATASETS`
+    :param dataset: a key of :data:`klif_sj.training.data.catalogue.DATASETS`
     :param root: folder of all data sets
     :param batch_size: samples a batch, in each process
     :param seed: of the order and the augmentation
@@ -146,6 +149,9 @@ class DataModule(lightning.LightningDataModule):
     :param augmentations: out of :data:`klif_sj.training.data.augment.AUGMENTATIONS`
     :param validation: share of each class of the training set, from 0 to below 1, that is not trained on; the same
         samples whatever the seed
+
+    :param splits: where the training and the test set are kept once they are read; data modules of one data set and T
+        may share it. Where a part of the training set is put aside, the test set is not read before it is asked for.
 
     :raises ValueError: for an unknown name, a number out of range, a batch larger than the training set, a broken file
     :raises FileNotFoundError: for a data set that is not there, saying where it comes from and what to type
@@ -161,6 +167,7 @@ class DataModule(lightning.LightningDataModule):
         time_steps: int | None = None,
         augmentations: Sequence[str] = (),
         validation: float = 0.0,
+        splits: dict[str, Split] | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.info = dataset, find_dataset(dataset)
@@ -169,14 +176,25 @@ class DataModule(lightning.LightningDataModule):
             raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive integer, got {batch_size}")
-        train, test = load(dataset, Path(root), time_steps)
-        self.train, self.test = Samples(*train), Samples(*test)
+        self.root, self.time_steps = Path(root), time_steps
+        self.splits: dict[str, Split] = {} if splits is None else splits
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train = self._samples("train")
         self.validation: Samples | None = None
         if validation:
             self.train, self.validation = _put_aside(self.train, validation)
-        self.batch_size = batch_size
-        self.seed = seed
         self._require_full_batch(1)
+        self.evaluated = self.test if self.validation is None else self.validation
+
+    @cached_property
+    def test(self) -> Samples:
+        return self._samples("test")
+
+    def _samples(self, split: str) -> Samples:
+        if split not in self.splits:
+            self.splits[split] = load(self.dataset, self.root, split, self.time_steps)
+        return Samples(*self.splits[split])
 
     def train_dataloader(self) -> Batches:
         rank, world_size = self._place()
@@ -190,7 +208,7 @@ class DataModule(lightning.LightningDataModule):
         return self._batches(self.train, order)
 
     def val_dataloader(self) -> Batches:
-        return self._batches(self.test if self.validation is None else self.validation)
+        return self._batches(self.evaluated)
 
     def test_dataloader(self) -> Batches:
         return self._batches(self.test)

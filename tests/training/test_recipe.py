@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from klif_sj import cli
+from klif_sj.cli import train
+from klif_sj.cli.recipe_options import FLAGS, overrides, parse_setting
 from klif_sj.models import NETWORKS, NEURONS
-from klif_sj.training.command import FLAGS, add_train, parse_setting, recipe_of
-from klif_sj.training.data.info import DATASETS
-from klif_sj.training.module import LOSSES
+from klif_sj.training.classifier import LOSSES
+from klif_sj.training.data.catalogue import DATASETS
 from klif_sj.training.recipe import LOSS_NAMES, Recipe, load_recipe, recipe_names
 
 pytestmark = pytest.mark.once
@@ -191,19 +192,20 @@ def test_differences_name_both_values_and_leave_out_what_no_weight_depends_on() 
 # The command line
 
 
-def options(*arguments: str) -> argparse.Namespace:
+def recipe_of(*arguments: str) -> Recipe:
+    """The recipe that ``klif-sj train`` with these arguments trains by."""
     parser = argparse.ArgumentParser()
-    add_train(parser.add_subparsers())
-    return parser.parse_args(["train", *arguments])
+    train.add(parser.add_subparsers())
+    options = parser.parse_args(["train", *arguments])
+    return load_recipe(options.recipe).override(**overrides(options))
 
 
 def test_options_override_the_recipe() -> None:
-    given = options(
+    recipe = recipe_of(
         *("--recipe", "klif-fashion-mnist", "--neuron", "klif*", "--epochs", "3", "--learning-rate", "1e-3"),
         *("--set", "momentum=0.5", "--set", "gradient_clip=none", "--set", 'augmentations=["flip"]'),
         *("--set", "channels-last=false", "--set", "loss=cross-entropy", "--set", "precision=32-true"),
     )
-    recipe = recipe_of(given)
     expected = load_recipe("klif-fashion-mnist").override(
         neuron="klif-star",
         epochs=3,
@@ -220,8 +222,8 @@ def test_options_override_the_recipe() -> None:
 def test_every_option_is_a_field_of_its_name() -> None:
     values = load_recipe("digits").as_dict()
     values["gradient_clip"] = 1.0
-    given = options("--recipe=digits", *(f"--{name.replace('_', '-')}={values[name]}" for name in FLAGS))
-    assert recipe_of(given).as_dict() == values
+    given = recipe_of("--recipe=digits", *(f"--{name.replace('_', '-')}={values[name]}" for name in FLAGS))
+    assert given.as_dict() == values
 
 
 @pytest.mark.parametrize("text", ["momentum", "=3", " = 3"])
@@ -240,7 +242,7 @@ def test_a_setting_without_a_name_or_value_is_refused(text: str) -> None:
         (["--recipe", "digits", "--set", "dataset=minst"], "did you mean 'mnist'?"),
         (["--recipe", "digits", "--set", 'augmentations=["corp"]'], "crop"),
         (["--recipe", "digits", "--batch-size", "1438"], "expected at most the 1437 training"),
-        (["--recipe", "digits", "--accelerator", "tpu"], "accelerator: expected auto, cpu or cuda, got 'tpu'"),
+        (["--recipe", "digits", "--accelerator", "tpu"], "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["--recipe", "digits", "--devices", "0"], "devices: expected a positive integer, got 0"),
         (["--recipe", "digits", "--accelerator=cpu", "--precision=16-mixed"], "16-mixed needs a GPU"),
         (["--recipe", "digits", "--accelerator=cpu", "--devices=3"], "expected a multiple of the 3 processes, got 32"),

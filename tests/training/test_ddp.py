@@ -15,13 +15,11 @@ import torch
 from spikingjelly.activation_based import functional
 from tolerance import assert_close
 from torch.utils.data import DistributedSampler
-from train_cases import TINY, tiny, weights
+from trainings import TINY, tiny, weights
 
-from klif_sj.training.data import load
-from klif_sj.training.data.module import Batches, DataModule
-from klif_sj.training.loop import Placement
-from klif_sj.training.module import SpikingClassifier, dropout_seed
-from klif_sj.training.run import load_checkpoint, network_of
+from klif_sj.training.classifier import SpikingClassifier, dropout_seed
+from klif_sj.training.data.batches import Batches, DataModule, load
+from klif_sj.training.run import Placement, load_checkpoint, network_of
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.once]
 
@@ -52,7 +50,7 @@ def test_result_is_of_all_test_images_once(together: Path) -> None:
     result = json.loads((together / "result.json").read_text())
     assert (result["processes"], len(result["history"])) == (2, 2)
     _, net = load_checkpoint(together / "checkpoints" / "last.ckpt")
-    images, labels = load("digits", Path())[1]
+    images, labels = load("digits", Path(), "test")
     with torch.no_grad():
         right = (net.eval()(images).argmax(1) == labels).sum().item()
     assert result["test_accuracy"] == pytest.approx(right / 360, rel=1e-6)
@@ -64,10 +62,7 @@ def test_an_update_takes_the_mean_of_both_gradients(together: Path) -> None:
     """The same training, both processes' parts computed one after the other in this one."""
     recipe = tiny(**RECIPE)
     data = DataModule("digits", Path(), 240, recipe.seed)
-    modules = [
-        SpikingClassifier(network_of(recipe), 0.5, 2, recipe.seed, optimizer="sgd", channels_last=True)
-        for _ in range(2)
-    ]
+    modules = [SpikingClassifier(network_of(recipe), recipe) for _ in range(2)]
     (optimizer,), (schedule,) = modules[0].configure_optimizers()
     for epoch in range(2):
         generators, parts = [], []
@@ -120,8 +115,8 @@ BROKEN_IN_THE_SECOND = """
 import sys
 
 from klif_sj import cli
-from klif_sj.training.data.module import DataModule
-from klif_sj.training.loop import is_first_process
+from klif_sj.training.data.batches import DataModule
+from klif_sj.training.run import is_first_process
 
 read = DataModule.__init__
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,26 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import benchmark
 
 from .. import runtime
 from ..models import spiking_layers
 from ..neuron import FusedNode
-from .module import SpikingClassifier
+from .classifier import SpikingClassifier
 
-__all__ = ["StepCost", "backends_serving", "measure_step"]
+__all__ = ["StepCost", "backends_serving", "measure_step", "peak_on_cpu"]
+
+
+def backends_serving(net: nn.Module, images: Tensor) -> str:
+    """The backends that serve the network's neurons, such as ``'cpp'``; ``'SpikingJelly'`` for SpikingJelly's own."""
+    return ", ".join(
+        sorted(
+            {
+                runtime.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
+                for neuron in spiking_layers(net).values()
+            }
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -47,32 +58,10 @@ def measure_step(module: SpikingClassifier, images: Tensor, labels: Tensor, min_
 
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         step()  # builds kernels and fills caches
-        seconds = _median_seconds(step, images.device, min_seconds)
+        timer = benchmark.Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        seconds = timer.blocked_autorange(min_run_time=min_seconds).median
         module.zero_grad(set_to_none=True)
         return StepCost(seconds, _peak_on_gpu(step, images.device) if images.is_cuda else peak_on_cpu(step))
-
-
-def backends_serving(net: nn.Module, images: Tensor) -> str:
-    """The backends that serve the network's neurons, such as ``'cpp'``; ``'SpikingJelly'`` for SpikingJelly's own."""
-    return ", ".join(
-        sorted(
-            {
-                runtime.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
-                for neuron in spiking_layers(net).values()
-            }
-        )
-    )
-
-
-def _median_seconds(step: Callable[[], None], device: torch.device, min_seconds: float) -> float:
-    seconds: list[float] = []
-    while not seconds or sum(seconds) < min_seconds:
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def _peak_on_gpu(step: Callable[[], None], device: torch.device) -> int:

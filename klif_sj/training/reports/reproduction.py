@@ -10,12 +10,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from .divergence import DivergenceError
-from .files import write_atomically
-from .recipe import Recipe
-from .reproduce_page import RESULTS, check_page, write_page
-from .reproduce_tables import Figure, run_name
-from .run import TrainingRun
+from ..atomic import write_json
+from ..divergence import DivergenceError
+from ..recipe import Recipe
+from ..run import TrainingRun
+from .paper_tables import Figure, run_name
+from .reproduction_page import RESULTS, check_page, write_page
 
 __all__ = ["plan", "reproduce"]
 
@@ -86,7 +86,7 @@ def reproduce(runs: dict[str, Recipe], out: Path, console: Console, **how: Any) 
 def _write(out: Path, name: str = "", result: dict[str, Any] | None = None) -> None:
     """The page, and before it a run's result; of several processes, the first one does."""
     if result is not None:
-        write_atomically(_result_file(out, name), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(_result_file(out, name), result, indent=1)
     write_page(out)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from klif_sj.training.recipe import load_recipe
-from klif_sj.training.reproduce_page import read_results, write_page
-from klif_sj.training.reproduce_tables import TABLES, changes, run_name, size_name
+from klif_sj.training.reports import reproduction_page
+from klif_sj.training.reports.paper_tables import TABLES, changes, run_name, size_name
+from klif_sj.training.reports.reproduction_page import read_results, write_page
 
 pytestmark = pytest.mark.once
 
@@ -207,15 +208,15 @@ def test_lif_alone_has_no_picture_of_k(tmp_path: Path) -> None:
 
 
 def test_pictures_are_means_over_the_seeds_and_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from klif_sj.training import reproduce_page
-
     write(tmp_path, result("klif-mnist", "klif", [0.8, 0.9]), result("klif-mnist", "klif", [0.6, 0.8], seed=1))
     write_page(tmp_path)
     first = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
     drawn = []
-    draw = reproduce_page.draw_neurons
+    draw = reproduction_page.draw_neurons
     monkeypatch.setattr(
-        reproduce_page, "draw_neurons", lambda neurons, *args, **kw: drawn.append(neurons) or draw(neurons, *args, **kw)
+        reproduction_page,
+        "draw_neurons",
+        lambda neurons, *args, **kw: drawn.append(neurons) or draw(neurons, *args, **kw),
     )
     write_page(tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == first

@@ -16,22 +16,15 @@ from ..models import SpikingNetwork, spiking_layers
 from ..neuron import FusedNode
 from ..neuron.parameters import PerStep
 from ..optim import parameter_groups
+from .recipe import Recipe
 
-__all__ = [
-    "LOSSES",
-    "History",
-    "SpikingClassifier",
-    "dropout_seed",
-    "firing_rates",
-    "neuron_parameters",
-    "recorded_rates",
-]
+__all__ = ["LOSSES", "History", "SpikingClassifier", "by_layer", "dropout_seed", "neuron_parameters", "recorded_rates"]
 
 
 def rate_mse(outputs: Tensor, labels: Tensor) -> Tensor:
     """The KLIF paper's: mean squared error between the mean over time, the firing rates, and the one-hot label."""
     rates = outputs.mean(0)
-    return F.mse_loss(rates, _one_hot(labels, rates))
+    return F.mse_loss(rates, F.one_hot(labels, rates.shape[-1]).to(rates))
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -48,15 +41,6 @@ def clif_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return 0.95 * F.cross_entropy(each_step, repeated) + 0.05 * (each_step - 1).square().mean()
 
 
-def dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    """One for each epoch and process, within the 32 bits that torch's generator on the CPU regards."""
-    return (seed * 1_000_003 + epoch + rank * 0x9E3779B1) % 2**32
-
-
-def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
-    return F.one_hot(labels, outputs.shape[-1]).to(outputs)
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rate-mse": rate_mse,
     "cross-entropy": cross_entropy,
@@ -65,65 +49,45 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """By a recipe's name; of outputs ``[T, N, classes]`` and labels ``[N]``."""
 
 
+def dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    """One for each epoch and process, within the 32 bits that torch's generator on the CPU regards."""
+    return (seed * 1_000_003 + epoch + rank * 0x9E3779B1) % 2**32
+
+
 class SpikingClassifier(lightning.LightningModule):
-    """Trains a spiking network, unless told otherwise by the KLIF paper's recipe.
+    """Trains a spiking network by a recipe, which its checkpoints carry as the hyperparameter ``recipe``.
 
     The learning rates are annealed along a cosine to zero. Logged once an epoch: ``train_loss``, ``test_loss``,
     ``test_accuracy``, ``firing_rate/LAYER`` over the test set, ``NAME/LAYER`` for every parameter of a neuron.
-
-    :param net: the network
-    :param learning_rate: at the start; see :func:`klif_sj.optim.parameter_groups`
-    :param annealing_epochs: T_max of the cosine
-    :param seed: with the epoch, it determines the dropout, so a resumed run draws what an uninterrupted one does
-    :param optimizer: ``'adam'`` or ``'sgd'``
-    :param momentum: SGD's
-    :param weight_decay: of the weights
-    :param loss: a key of :data:`LOSSES`
-    :param channels_last: whether convolutions see their images with the channels innermost
     """
 
-    def __init__(
-        self,
-        net: SpikingNetwork,
-        learning_rate: float = 1e-4,
-        annealing_epochs: int = 100,
-        seed: int = 0,
-        *,
-        optimizer: str = "adam",
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        loss: str = "rate-mse",
-        channels_last: bool = False,
-    ) -> None:
+    def __init__(self, net: SpikingNetwork, recipe: Recipe) -> None:
         super().__init__()
-        self.net = net
-        self.loss = LOSSES[loss]
-        self.learning_rate = learning_rate
-        self.annealing_epochs = annealing_epochs
-        self.seed = seed
-        self.optimizer = optimizer
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.channels_last = channels_last
-        if channels_last:
+        self.save_hyperparameters({"recipe": recipe.as_dict()}, logger=False)
+        self.net, self.recipe = net, recipe
+        self.loss = LOSSES[recipe.loss]
+        if recipe.channels_last:
             self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs ``[T, N, classes]`` for images ``[N, C, H, W]`` or frames ``[T, N, C, H, W]``."""
-        return self.net.outputs_by_step(_channels_last(x) if self.channels_last else x)
+        return self.net.outputs_by_step(_channels_last(x) if self.recipe.channels_last else x)
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.net, self.learning_rate, self.weight_decay)
-        if self.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, self.learning_rate, self.momentum)
+        recipe = self.recipe
+        groups = parameter_groups(self.net, recipe.learning_rate, recipe.weight_decay)
+        if recipe.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum)
         else:
-            optimizer = torch.optim.Adam(groups, self.learning_rate)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.annealing_epochs)]
+            optimizer = torch.optim.Adam(groups, recipe.learning_rate)
+        epochs = recipe.annealing_epochs or recipe.epochs
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)]
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        # Not at the start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
+        # By seed and epoch alone, a resumed run draws the dropout of an uninterrupted one. It is not seeded at the
+        # start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
         if batch_index == 0:
-            torch.manual_seed(dropout_seed(self.seed, self.current_epoch, self.global_rank))
+            torch.manual_seed(dropout_seed(self.recipe.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, labels = batch
@@ -136,13 +100,13 @@ class SpikingClassifier(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         x, labels = batch
-        with recorded_rates(self.net) as measured:
+        with recorded_rates(self.net) as rates:
             outputs = self(x)
         functional.reset_net(self.net)
         metrics = {
             "test_loss": self.loss(outputs, labels),
             "test_accuracy": (outputs.mean(0).argmax(1) == labels).float().mean(),
-            **{f"firing_rate/{layer}": rate for layer, rate in measured.items()},
+            **{f"firing_rate/{layer}": rate for layer, rate in rates.items()},
         }
         self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
 
@@ -153,12 +117,6 @@ class SpikingClassifier(lightning.LightningModule):
 def _channels_last(x: Tensor) -> Tensor:
     images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
     return images.unflatten(0, x.shape[:-3])
-
-
-def firing_rates(net: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A network's output, and the spikes per neuron and time step of each of its spiking layers meanwhile."""
-    with recorded_rates(net) as rates:
-        return net(images), rates
 
 
 @contextmanager
@@ -205,3 +163,9 @@ class History(lightning.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = list(state["epochs"])
+
+
+def by_layer(row: dict[str, float], quantity: str) -> dict[str, float]:
+    """The values of ``quantity`` in a row of a history (keys ``QUANTITY/LAYER``), by layer."""
+    prefix = f"{quantity}/"
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}

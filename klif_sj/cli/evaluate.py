@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..usage import UserError, require_train_extra
+from .errors import require_train_extra, user_errors
+from .recipe_options import add_data_root, add_device
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .evaluate import Evaluation, Operations
-
-__all__ = ["add_evaluate"]
+    from ..training.evaluate import Evaluation, Operations
 
 
-def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``klif-sj evaluate``: a checkpoint on its test set."""
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare ``klif-sj evaluate``."""
     parser = commands.add_parser(
         "evaluate",
         help="evaluate a checkpoint: accuracy by time step, firing rates, operations, energy",
@@ -28,9 +26,9 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="such as klif-sj-train/digits-klif/checkpoints/last.ckpt")
-    add("--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)")
+    add_data_root(parser)
     add("--batch-size", type=int, metavar="N", help="default: the recipe's")
-    add("--accelerator", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    add_device(parser)
     add(
         "--counted-inputs",
         type=int,
@@ -47,17 +45,16 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
     require_train_extra()
     from rich.console import Console
 
-    from .data import make_data
-    from .evaluate import NO_COUNTERS, evaluate
-    from .files import write_atomically
-    from .loop import Placement
-    from .run import load_checkpoint
+    from ..training.atomic import write_json
+    from ..training.data import make_data
+    from ..training.evaluate import NO_COUNTERS, evaluate
+    from ..training.run import Placement, load_checkpoint
 
-    try:
+    with user_errors(ValueError, OSError):
         if options.counted_inputs < 0:
             raise ValueError(f"counted_inputs: expected at least 0, got {options.counted_inputs}")
         recipe, net = load_checkpoint(options.checkpoint)
-        device = Placement.find(options.accelerator, 1).accelerator
+        device = Placement.find(options.accelerator, 1).device
         data = make_data(
             recipe.dataset,
             options.data_root,
@@ -66,8 +63,6 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
             time_steps=recipe.time_steps,
             augmentations=recipe.augmentations,
         )
-    except (ValueError, OSError) as error:
-        raise UserError(error) from error
     found = evaluate(net.to(device), data.test_dataloader(), options.counted_inputs)
     console = Console()
     console.print(f"{recipe.name}, neuron {recipe.neuron}, T = {recipe.time_steps}: {net.notation}")
@@ -79,10 +74,8 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
         console.print(NO_COUNTERS)
     if options.json:
         report = {"checkpoint": str(options.checkpoint), "recipe": recipe.as_dict(), **found.as_dict()}
-        try:
-            write_atomically(options.json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(error) from error
+        with user_errors(OSError):
+            write_json(options.json, report)
 
 
 def _print_evaluation(found: Evaluation, console: Console) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..models import NEURONS
-from .files import write_atomically
-from .plots import draw_neurons
-from .recipe import Recipe
-from .report import PICTURES, by_layer
-from .reproduce_tables import TABLES, Table, as_text, changes, size_name, title_of
+from ...models import NEURONS
+from ..atomic import write_atomically
+from ..classifier import by_layer
+from ..recipe import Recipe
+from .paper_tables import TABLES, Table, as_text, changes, size_name, title_of
+from .pictures import PICTURES, draw_neurons
 
 __all__ = ["RESULTS", "Result", "check_page", "page", "read_results", "write_page"]
 

@@ -1,19 +1,33 @@
-"""What the commands share: errors that the user can put right, and what an extra has to bring."""
+"""The errors that the user can put right, and what an extra has to bring."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["UserError", "require_train_extra"]
+__all__ = ["UserError", "require_train_extra", "user_errors"]
 
 TRAIN_EXTRA = {"lightning": "lightning", "sklearn": "scikit-learn", "torchvision": "torchvision"} | {
     name: name for name in ("matplotlib", "rich", "tensorboard")
 }
 """The modules of the ``train`` extra and the packages that they come from."""
 
+MISTAKES = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
 
 class UserError(Exception):
     """What the user can put right; its text says how."""
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds, by default all that a wrong argument or file raises, into a :class:`UserError`."""
+    mistakes = kinds or MISTAKES
+    try:
+        yield
+    except mistakes as error:
+        raise UserError(error) from error
 
 
 def require_train_extra() -> None:

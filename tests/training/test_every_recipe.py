@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional
 from torch import Tensor
-from train_cases import training
+from trainings import training
 
 from klif_sj.models import spiking_layers
-from klif_sj.training.data import module as data
+from klif_sj.training.data import batches as data
+from klif_sj.training.data.catalogue import find_dataset
 from klif_sj.training.data.images import Split
-from klif_sj.training.data.info import find_dataset
 from klif_sj.training.recipe import load_recipe, recipe_names
 from klif_sj.training.run import load_checkpoint
 
@@ -26,7 +26,7 @@ TRAINING, TEST, BATCH = 12, 6, 4
 
 
 @cache
-def dressed(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
+def dressed(name: str, root: Path, split: str, time_steps: int) -> Split:
     """Digits at the data set's size: as colour images of bytes, or as the events of a digit that moves."""
     info, digits = find_dataset(name), load_digits()
     count = TRAINING + TEST
@@ -38,7 +38,8 @@ def dressed(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
         else _events(images, time_steps)
     )
     labels = torch.tensor(digits.target[:count])
-    return (inputs[:TRAINING], labels[:TRAINING]), (inputs[TRAINING:], labels[TRAINING:])
+    rows = slice(0, TRAINING) if split == "train" else slice(TRAINING, count)
+    return inputs[rows], labels[rows]
 
 
 def _events(images: Tensor, time_steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, after Figures 4, 5 and 6 of the KLIF paper."""
+"""The pictures of trainings with several neurons, after Figures 4, 5 and 6 of the KLIF paper."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .report import Report, by_layer
+from ..classifier import by_layer
 
-__all__ = ["draw", "draw_neurons"]
+__all__ = ["PICTURES", "draw_neurons"]
+
+PICTURES = {
+    "accuracy.png": "Test accuracy by epoch (the paper's Fig. 4)",
+    "k.png": "k by layer and epoch (the paper's Fig. 5)",
+    "firing_rate.png": "Firing rate by layer (the paper's Fig. 6)",
+}
+"""The files and their captions."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,11 +42,6 @@ STYLE: Any = {
     # The layers of a deep network are more than there are colours.
     "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS, marker=tuple(MARKERS)),
 }
-
-
-def draw(report: Report, out: Path) -> list[str]:
-    """Draw a comparison's pictures into the folder ``out``; returns their names."""
-    return draw_neurons(report["neurons"], out)
 
 
 def draw_neurons(neurons: dict[str, Any], out: Path, *, prefix: str = "", suffix: str = ".png") -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .._checks import nearest
-from .recipe import Recipe, load_recipe
+from ..._checks import nearest
+from ..recipe import Recipe, load_recipe
 
 __all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name", "title_of"]
 
