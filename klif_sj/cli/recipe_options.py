@@ -10,18 +10,6 @@ from typing import Any
 
 from ..models.neurons import NEURONS
 
-__all__ = [
-    "FLAGS",
-    "WIDTHS",
-    "add_data_root",
-    "add_device",
-    "add_out",
-    "add_overrides",
-    "names",
-    "overrides",
-    "parse_setting",
-]
-
 WIDTHS = {"small": 1 / 8, "medium": 1 / 4, "paper": 1.0}
 """Factors on the published layer sizes, by name."""
 
