@@ -9,7 +9,7 @@ from contextlib import contextmanager
 __all__ = ["UserError", "require_train_extra", "user_errors"]
 
 TRAIN_EXTRA = {"lightning": "lightning", "sklearn": "scikit-learn", "torchvision": "torchvision"} | {
-    name: name for name in ("matplotlib", "rich", "tensorboard")
+    name: name for name in ("matplotlib", "rich", "scipy", "tensorboard")
 }
 """The modules of the ``train`` extra and the packages that they come from."""
 

@@ -22,6 +22,19 @@ def width(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected {', '.join(WIDTHS)} or a number, got {text!r}") from None
 
 
+def validation(text: str) -> float:
+    """A number of samples, or a fraction."""
+    return int(text) if text.isdigit() else float(text)
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """A list of integers with commas."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers such as 0,1,2, got {text!r}") from None
+
+
 FLAGS: dict[str, tuple[Any, str]] = {
     "neuron": (str, f"of {', '.join(NEURONS)}"),
     "epochs": (int, "default: the recipe's, here and below"),
@@ -29,6 +42,7 @@ FLAGS: dict[str, tuple[Any, str]] = {
     "batch_size": (int, "of one update, on all devices together"),
     "width": (width, f"{', '.join(WIDTHS)}, or a factor on the published layer sizes"),
     "learning_rate": (float, "at the start"),
+    "validation": (validation, "fraction or number of training samples to evaluate in place of the test set"),
     "precision": (str, "auto, 32-true, 16-mixed, bf16-mixed or 64-true"),
     "gradient_clip": (float, "largest norm of the gradient"),
     "backend": (str, "of our neurons: auto, torch, cpp or cupy"),

@@ -54,8 +54,12 @@ def train(options: argparse.Namespace) -> None:
         )
     with user_errors(DivergenceError, OSError):
         result = run.run(console)
-    published = f"; published: {recipe.published_accuracy:g} %" if recipe.published_accuracy else ""
-    console.print(f"Test accuracy after {recipe.epochs} epochs: {100 * result['test_accuracy']:.2f} %{published}")
+    if recipe.validation:
+        accuracy = f"Validation accuracy after {recipe.epochs} epochs: {100 * result['validation_accuracy']:.2f} %"
+    else:
+        published = f"; published: {recipe.published_accuracy:g} %" if recipe.published_accuracy else ""
+        accuracy = f"Test accuracy after {recipe.epochs} epochs: {100 * result['test_accuracy']:.2f} %{published}"
+    console.print(accuracy)
     console.print(f"Result: {run.result}")
 
 

@@ -58,7 +58,8 @@ class SpikingClassifier(lightning.LightningModule):
     """Trains a spiking network by a recipe, which its checkpoints carry as the hyperparameter ``recipe``.
 
     The learning rates are annealed along a cosine to zero. Logged once an epoch: ``train_loss``, ``test_loss``,
-    ``test_accuracy``, ``firing_rate/LAYER`` over the test set, ``NAME/LAYER`` for every parameter of a neuron.
+    ``test_accuracy``, ``firing_rate/LAYER`` over the test set, ``NAME/LAYER`` for every parameter of a neuron. Where
+    the recipe puts validation samples aside, they take the test set's place, and ``validation`` that of ``test``.
     """
 
     def __init__(self, net: SpikingNetwork, recipe: Recipe) -> None:
@@ -66,6 +67,7 @@ class SpikingClassifier(lightning.LightningModule):
         self.save_hyperparameters({"recipe": recipe.as_dict()}, logger=False)
         self.net, self.recipe = net, recipe
         self.loss = LOSSES[recipe.loss]
+        self.evaluated = "validation" if recipe.validation else "test"
         if recipe.channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -104,8 +106,8 @@ class SpikingClassifier(lightning.LightningModule):
             outputs = self(x)
         functional.reset_net(self.net)
         metrics = {
-            "test_loss": self.loss(outputs, labels),
-            "test_accuracy": (outputs.mean(0).argmax(1) == labels).float().mean(),
+            f"{self.evaluated}_loss": self.loss(outputs, labels),
+            f"{self.evaluated}_accuracy": (outputs.mean(0).argmax(1) == labels).float().mean(),
             **{f"firing_rate/{layer}": rate for layer, rate in rates.items()},
         }
         self.log_dict(metrics, batch_size=len(labels), sync_dist=True)

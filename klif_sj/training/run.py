@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -188,6 +189,7 @@ class TrainingRun:
             recipe.seed,
             time_steps=recipe.time_steps,
             augmentations=recipe.augmentations,
+            validation=recipe.validation,
             splits=splits,
         )
         self.module = SpikingClassifier(network_of(recipe), recipe)
@@ -230,7 +232,7 @@ class TrainingRun:
         return False
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
-        """Train to the last epoch and write ``result.json``; returns what it holds.
+        """Train to the last epoch and write ``result.json``; returns what it holds, of a training that is finished too.
 
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
         :raises klif_sj.training.divergence.DivergenceError: where the loss is NaN or infinite
@@ -238,6 +240,8 @@ class TrainingRun:
         """
         if self._overwrite:
             shutil.rmtree(self.out, ignore_errors=True)
+        if self._resumed and self.result.exists():
+            return json.loads(self.result.read_text())
         history, timer = History(), Timer()
         with _quiet_lightning():
             trainer = self._trainer([history, timer], progress=console is not None and not console.quiet)
@@ -279,14 +283,14 @@ class TrainingRun:
         )
 
     def _result(self, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
-        last, net = history[-1], self.module.net
+        last, net, evaluated = history[-1], self.module.net, self.module.evaluated
         return {
             "recipe": self.recipe.as_dict(),
             "notation": net.notation,
             "parameters": sum(parameter.numel() for parameter in net.parameters()),
             "training_inputs": len(self.data.train),
-            "test_inputs": len(self.data.test),
-            "test_accuracy": last["test_accuracy"],
+            f"{evaluated}_inputs": len(self.data.evaluated),
+            f"{evaluated}_accuracy": last[f"{evaluated}_accuracy"],
             "firing_rate": by_layer(last, "firing_rate"),
             "k": by_layer(last, "k"),
             "history": history,

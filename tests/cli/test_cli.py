@@ -46,6 +46,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--learning-rate=0", "learning_rate: expected a positive number, got 0.0"),
         ("--width=inf", "width: expected a finite number, got inf"),
         ("--seed=-1", "seed: expected an integer of at least 0, got -1"),
+        ("--seeds=1,2,1", "seeds: expected each of them once, got 1, 2, 1"),
         ("--set=precision=bf16-mixed", "precision: a comparison is in 32-true, got 'bf16-mixed'"),
         ("--device=gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--device=cuda:99", "device: 'cuda:99' is not here"),
@@ -79,7 +80,9 @@ def test_compare_refuses_a_backend_for_another_device(capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["bogus"], ["compare", "--width=huge"], ["compare", "--epochs=many"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["bogus"], ["compare", "--width=huge"], ["compare", "--epochs=many"], ["compare", "--seeds=1,x"]]
+)
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
@@ -97,11 +100,12 @@ def test_compare_runs_and_says_where_the_report_is(
     printed = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     assert list(report["neurons"]) == ["klif", "klif-star"]
-    assert report["recipe"]["seed"] == 5
+    assert report["seeds"] == [5]
     assert report["recipe"]["width"] == 1 / 32
     assert shlex.split(report["command"]) == ["klif-sj", *arguments]
+    assert report["conclusion"].split()[0] in printed
     for result in report["neurons"].values():
-        assert f"{100 * result['test_accuracy']:.2f}" in printed
+        assert f"{result['test_accuracy']:.2f}" in printed
         assert f"{result['k']['decoder']:.4f}" in printed
     assert "report.md" in printed
 

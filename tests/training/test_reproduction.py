@@ -17,6 +17,7 @@ from klif_sj.training.reports import reproduction as reproduction
 from klif_sj.training.reports.paper_tables import TABLES, Figure
 from klif_sj.training.reports.reproduction import plan, reproduce
 from klif_sj.training.reports.reproduction_page import read_results, write_page
+from klif_sj.training.reports.tuning import Tuned
 
 pytestmark = pytest.mark.once
 
@@ -71,6 +72,8 @@ def test_tables_share_their_runs() -> None:
         ([0], {"epochs": 0}, "epochs: expected an integer of at least 1, got 0"),
         ([0], {"dataset": "digits"}, "dataset: the table chooses it"),
         ([0], {"seed": 1}, "seed: the table chooses it"),
+        ([0], {"validation": 0.1}, "validation: the table chooses it"),
+        ([0, 1, 0], {}, "seeds: expected each of them once, got 0, 1, 0"),
         ([0], {"epoch": 1}, "did you mean 'epochs'"),
     ],
 )
@@ -192,6 +195,76 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tm
         reproduce(runs, tmp_path, QUIET, **HERE)
 
 
+# Tuned values
+
+
+def tuned_file(folder: Path, recipe: str = "digits", **best: dict[str, Any]) -> Path:
+    """What a tuning writes."""
+    tried = {
+        neuron: [
+            {"setting": setting, "validation_accuracy": accuracy}
+            for setting, accuracy in (({"learning_rate": 5e-3}, 80.0), ({"learning_rate": 1e-2}, None))
+        ]
+        for neuron in best
+    }
+    found = {
+        "recipe": load_recipe(recipe).as_dict(),
+        "best": best,
+        "tried": tried,
+        "command": "klif-sj tune --recipe digits",
+    }
+    file = folder / "tuned.json"
+    file.write_text(json.dumps(found))
+    return file
+
+
+def test_neurons_with_tuned_values_stay_together(tmp_path: Path) -> None:
+    tuned = Tuned.read(tuned_file(tmp_path, lif={"learning_rate": 1e-2}, klif={"learning_rate": 5e-3}))
+    runs = plan(DIGITS, [0], tuned, **{**TINY, "epochs": 1})
+    size = "digits-T2-epochs1-batch-size256-tuned-learning-rate-width0.03125"
+    assert list(runs) == [f"{size}-lif-seed0", f"{size}-klif-seed0"]
+    assert [(recipe.learning_rate, recipe.tuned) for recipe in runs.values()] == [
+        (1e-2, ("learning_rate",)),
+        (5e-3, ("learning_rate",)),
+    ]
+    reproduce(runs, tmp_path / "out", QUIET, tuned, **HERE)
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "learning rate tuned instead of 0.002" in page
+    assert "| learning rate 0.005 | 80.00 | **80.00** |\n| learning rate 0.01 | **diverged** | diverged |" in page
+    assert "    klif-sj tune --recipe digits\n" in page
+    # The file that is kept beside the results is read as the first one was.
+    again = Tuned.read(tmp_path / "out" / "tuning" / f"{size}.json")
+    assert plan(DIGITS, [0], again, **{**TINY, "epochs": 1}) == runs
+
+
+@pytest.mark.parametrize(
+    ("best", "recipe", "given", "message"),
+    [
+        ({"lif": {}}, "klif-mnist", {}, r"tuned\.json: the recipe klif-mnist was tuned, not digits"),
+        ({"lif": {}}, "digits", {}, r"tuned\.json: lif were tuned, not klif"),
+        (
+            {"lif": {"learning_rate": 1.0}, "klif": {"learning_rate": 2.0}},
+            "digits",
+            {"learning_rate": 3.0},
+            r"learning_rate: expected it either given or from .*tuned\.json, got both",
+        ),
+    ],
+)
+def test_tuned_values_of_something_else_are_refused(
+    tmp_path: Path, best: dict[str, Any], recipe: str, given: dict[str, Any], message: str
+) -> None:
+    tuned = Tuned.read(tuned_file(tmp_path, recipe, **best))
+    with pytest.raises(ValueError, match=message):
+        plan(DIGITS, [0], tuned, **given)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"recipe": {}, "best": {}}', '{"best": {}}'])
+def test_a_file_that_no_tuning_wrote_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tuned.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tuned\.json: expected what klif-sj tune writes"):
+        Tuned.read(tmp_path / "tuned.json")
+
+
 # The command
 
 
@@ -201,6 +274,10 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(finished: Path, tm
         (["--table=2", "--dataset=fashon-mnist"], "got 'fashon-mnist'; did you mean 'fashion-mnist'?"),
         (["--table=2", "--neurons=klif-star"], "neuron: expected one of lif, klif, which Table 2 has"),
         (["--table=3", "--network=vgg-16"], "did you mean 'vgg16'?"),
+        (["--recipe=klif-minst"], "did you mean 'klif-mnist'?"),
+        (["--recipe=klif-mnist", "--dataset=mnist"], "--dataset and --network choose from a table"),
+        (["--table=2", "--tuned=none.json"], "none.json"),
+        (["--table=2", "--seeds=0,0"], "seeds: expected each of them once, got 0, 0"),
         (["--table=2", "--epochs=0"], "epochs: expected an integer of at least 1, got 0"),
         (["--table=2", "--set=learning_rat=1"], "did you mean 'learning_rate'?"),
         (["--table=2", "--accelerator=gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
@@ -218,7 +295,7 @@ def test_the_command_refuses(
     assert not (out / "results").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--table=6"], ["--table=2", "--seeds=a"], []])
+@pytest.mark.parametrize("arguments", [["--table=6"], ["--table=2", "--seeds=a"], ["--table=2", "--recipe=digits"], []])
 def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reproduce", *arguments])
@@ -231,6 +308,6 @@ def test_of_several_processes_the_first_one_talks(
 ) -> None:
     seen = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(reproduction, "reproduce", lambda runs, out, console, **how: seen.append(console.quiet))
+    monkeypatch.setattr(reproduction, "reproduce", lambda runs, out, console, tuned, **how: seen.append(console.quiet))
     assert cli.main(["reproduce", "--table=2", f"--out={tmp_path}"]) == 0
     assert seen == [quiet]

@@ -138,7 +138,7 @@ class DataModule(lightning.LightningDataModule):
     ``(seed, epoch, batch, rank)``, so a resumed run meets what an uninterrupted one meets. Processes share out the
     samples here: the Trainer is made with ``use_distributed_sampler=False``.
 
-    The validation loader is the share of the training set that was put aside, or, where none was, the test set: then it
+    The validation loader is the part of the training set that was put aside, or, where none was, the test set: then it
     draws test accuracy by epoch, as papers do, and may choose nothing.
 
     :param dataset: a key of :data:`klif_sj.training.data.catalogue.DATASETS`
@@ -147,8 +147,8 @@ class DataModule(lightning.LightningDataModule):
     :param seed: of the order and the augmentation
     :param time_steps: frames a recording of events; images need none
     :param augmentations: out of :data:`klif_sj.training.data.augment.AUGMENTATIONS`
-    :param validation: share of each class of the training set, from 0 to below 1, that is not trained on; the same
-        samples whatever the seed
+    :param validation: what is not trained on, drawn from each class by the seed: a fraction of the training set below
+        1, or a number of samples; 0 is none
 
     :param splits: where the training and the test set are kept once they are read; data modules of one data set and T
         may share it. Where a part of the training set is put aside, the test set is not read before it is asked for.
@@ -172,8 +172,6 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.dataset, self.info = dataset, find_dataset(dataset)
         self.augmentation = Augmentation(augmentations, self.info)
-        if not 0 <= validation < 1:
-            raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive integer, got {batch_size}")
         self.root, self.time_steps = Path(root), time_steps
@@ -183,7 +181,7 @@ class DataModule(lightning.LightningDataModule):
         self.train = self._samples("train")
         self.validation: Samples | None = None
         if validation:
-            self.train, self.validation = _put_aside(self.train, validation)
+            self.train, self.validation = _put_aside(self.train, validation, seed)
         self._require_full_batch(1)
         self.evaluated = self.test if self.validation is None else self.validation
 
@@ -234,11 +232,14 @@ class DataModule(lightning.LightningDataModule):
             )
 
 
-def _put_aside(samples: Samples, share: float) -> tuple[Samples, Samples]:
-    """The samples without that share of each class, and that share."""
+def _put_aside(samples: Samples, part: float, seed: int) -> tuple[Samples, Samples]:
+    """The samples without that part of each class, and that part."""
     labels = np.asarray(samples.labels)
     try:
-        kept, aside = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
+        kept, aside = train_test_split(np.arange(len(labels)), test_size=part, stratify=labels, random_state=seed)
     except ValueError as error:
-        raise ValueError(f"validation: expected a share with a sample of each class in it, got {share}") from error
+        raise ValueError(
+            f"validation: expected a fraction or a number of the {len(labels)} training samples that leaves some of "
+            f"each class on either side, got {part} ({error})"
+        ) from error
     return tuple(samples.part(torch.from_numpy(np.sort(rows))) for rows in (kept, aside))  # type: ignore[return-value]

@@ -97,24 +97,34 @@ TABLES = {
 }
 """The tables of results by number. Table 3 prints KLIF without coding layers twice; here it is one row."""
 
+TUNED = "tuned"
+"""In place of the value of a field that was chosen for each neuron."""
+
 SAME_EITHER_WAY = ("neuron", "seed", "backend", "channels_last", "threads")
 """Fields in which a run may differ from the published recipe and still be by it."""
 
 
 def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The fields in which a recipe differs from the published one of its name: its value, and the published one."""
+    """The fields in which a recipe differs from the published one of its name: its value, and the published one.
+
+    A field that was tuned for each neuron differs in that alone, so that the neurons' runs go together.
+    """
     published = load_recipe(recipe.name)
     return {
         field.name: (value, paper)
         for field in fields(Recipe)
         if field.name not in (*Recipe.UNTRAINED, *SAME_EITHER_WAY)
-        and (value := getattr(recipe, field.name)) != (paper := getattr(published, field.name))
+        and (value := TUNED if field.name in recipe.tuned else getattr(recipe, field.name))
+        != (paper := getattr(published, field.name))
     }
 
 
 def size_name(recipe: Recipe) -> str:
     """The recipe's name and all in which it differs from the published one: what its runs with any neuron share."""
-    differences = (f"{title_of(field)}{as_text(value)}" for field, (value, _) in changes(recipe).items())
+    differences = (
+        f"tuned {title_of(field)}" if value == TUNED else f"{title_of(field)}{as_text(value)}"
+        for field, (value, _) in changes(recipe).items()
+    )
     return "-".join((recipe.name, *differences)).replace(" ", "-")
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ...models import NEURONS
 from ..atomic import write_atomically
-from ..classifier import by_layer
 from ..recipe import Recipe
-from .paper_tables import TABLES, Table, as_text, changes, size_name, title_of
+from .paper_tables import TABLES, TUNED, Table, as_text, changes, size_name, title_of
 from .pictures import PICTURES, draw_neurons
+from .summary import conclusion, markdown_table, mean_and_deviation, paired_difference
+from .tuning import Tuned
 
 __all__ = ["RESULTS", "Result", "check_page", "page", "read_results", "write_page"]
 
 RESULTS = "results"
+TUNING = "tuning"
 PAGE = "README.md"
 PICTURE_FOLDER = "pictures"
 
@@ -32,10 +32,12 @@ files alone, `python docs/reproduction/page.py`.
 - **Paper** is the test accuracy, in per cent, that [arXiv 2302.09238](https://arxiv.org/abs/2302.09238) prints.
 - **Ours** is that of the last epoch, the mean over the seeds and, from two on, ± the sample standard deviation. The
   test set chooses nothing. What has not been run is empty.
+- A **difference** is the mean over the seeds of a neuron's accuracy less that of the first one, in points, with its
+  95 % interval by Student's paired t.
 - **Run as** says in what a run differs from the recipe of the paper's figure. What was trained *shorter* or is
   *smaller* is not to be held against the paper; its neurons compare with each other, as they share recipe, initial
-  weights and order of the data. What the paper leaves open and we chose is at the head of each recipe, in
-  `klif_sj/training/recipes`.
+  weights and order of the data. *Tuned* is what was chosen for each neuron on training samples that were put aside.
+  What the paper leaves open and we chose is at the head of each recipe, in `klif_sj/training/recipes`.
 """
 
 
@@ -58,16 +60,18 @@ class Result:
         found = changes(self.recipe)
         if not found:
             return "as published"
-        kinds = {
-            "shorter" if name == "epochs" and value < paper else
-            "smaller" if name in ("width", "time_steps") and value < paper else
-            "different"
-            for name, (value, paper) in found.items()
-        }  # fmt: skip
+        kinds = {_kind(name, value, paper) for name, (value, paper) in found.items()}
         differences = (
             f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in found.items()
         )
         return f"**{', '.join(sorted(kinds))}**: {', '.join(differences)}"
+
+
+def _kind(name: str, value: Any, paper: Any) -> str:
+    """What it makes of a run that a field has this value in place of the paper's."""
+    if value == TUNED or name not in ("epochs", "time_steps", "width") or value > paper:
+        return "different"
+    return "shorter" if name == "epochs" else "smaller"
 
 
 def read_results(out: Path) -> list[Result]:
@@ -89,7 +93,8 @@ def read_results(out: Path) -> list[Result]:
 def write_page(out: Path) -> None:
     """Write ``out/README.md`` and draw ``out/pictures`` from ``out/results``.
 
-    What there is to say of the runs of one size beside their numbers is taken from ``out/results/SIZE.md``.
+    What there is to say of the runs of one size beside their numbers is taken from ``out/results/SIZE.md``, and how
+    values were chosen for each neuron from ``out/tuning/SIZE.json``.
 
     :raises ValueError: for a result that cannot be read, or a README.md that is another's
     """
@@ -98,11 +103,12 @@ def write_page(out: Path) -> None:
     pictures = out / PICTURE_FOLDER
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = {
-        size: draw_neurons(_by_neuron(group), pictures, prefix=f"{size}-", suffix=".svg")
+        size: draw_neurons(_runs(group), pictures, prefix=f"{size}-", suffix=".svg")
         for size, group in _by_size(results).items()
     }
     notes = {file.stem: file.read_text().strip() for file in (out / RESULTS).glob("*.md")}
-    write_atomically(out / PAGE, page(results, drawn, notes))
+    tuned = {file.stem: Tuned.read(file) for file in (out / TUNING).glob("*.json")}
+    write_atomically(out / PAGE, page(results, drawn, notes, tuned))
 
 
 def check_page(out: Path) -> None:
@@ -112,18 +118,24 @@ def check_page(out: Path) -> None:
         raise ValueError(f"out: {file} is no page of a reproduction; name another folder")
 
 
-def page(results: list[Result], pictures: dict[str, list[str]], notes: Mapping[str, str] = MappingProxyType({})) -> str:
+def page(
+    results: list[Result],
+    pictures: dict[str, list[str]],
+    notes: Mapping[str, str],
+    tuned: Mapping[str, Tuned],
+) -> str:
     """The page as Markdown.
 
     :param results: all that was run
     :param pictures: the files of the pictures for each of the results' sizes
     :param notes: what else there is to say of a size
+    :param tuned: what was tuned for the neurons of a size
     """
     parts = [INTRODUCTION]
     for table in TABLES.values():
         parts += [f"## Table {table.number}: {table.title}\n", _table_of(table, results)]
     for size, group in _by_size(results).items():
-        parts += _section(group, pictures[size], notes.get(size, ""))
+        parts += _section(group, pictures[size], notes.get(size, ""), tuned.get(size))
     parts += _environments(results)
     return "\n".join(parts)
 
@@ -139,10 +151,10 @@ def _table_of(table: Table, results: list[Result]) -> str:
             head = [published.dataset, published.network, figure.row, f"{published.published_accuracy:g}"]
             for group in _by_size(own).values():
                 accuracies = [100 * result.found["test_accuracy"] for result in group]
-                lines.append([*head, _mean_and_spread(accuracies), str(len(group)), group[0].run_as])
+                lines.append([*head, mean_and_deviation(accuracies), str(len(group)), group[0].run_as])
             if not own:
                 lines.append([*head, "", "", ""])
-    return _markdown_table(["data set", "network", "neuron", "paper", "ours", "seeds", "run as"], lines)
+    return markdown_table(["data set", "network", "neuron", "paper", "ours", "seeds", "run as"], lines)
 
 
 def _by_size(results: list[Result]) -> dict[str, list[Result]]:
@@ -152,31 +164,55 @@ def _by_size(results: list[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def _by_neuron(group: list[Result]) -> dict[str, dict[str, Any]]:
-    """For each neuron, the mean over its seeds of what the pictures show."""
-    neurons = {}
-    for neuron in dict.fromkeys(result.recipe.neuron for result in group):
-        histories = [result.found["history"] for result in group if result.recipe.neuron == neuron]
-        history = [
-            {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
-            for rows in zip(*histories, strict=True)
-        ]
-        last = history[-1]
-        neurons[neuron] = {"history": history, "k": by_layer(last, "k"), "firing_rate": by_layer(last, "firing_rate")}
-    return neurons
+def _runs(group: list[Result]) -> dict[str, list[dict[str, Any]]]:
+    """What the pictures show, by neuron."""
+    return {
+        neuron: [{"seed": result.recipe.seed, "history": result.found["history"]} for result in results]
+        for neuron, results in _by_neuron(group).items()
+    }
 
 
-def _section(group: list[Result], pictures: list[str], note: str) -> Iterator[str]:
+def _by_neuron(group: list[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for result in group:
+        groups.setdefault(result.recipe.neuron, []).append(result)
+    return groups
+
+
+def _summary(group: list[Result]) -> Iterator[str]:
+    """The neurons of one size: their means, how far each is from the first, and what that says."""
+    accuracies = {
+        neuron: {result.recipe.seed: 100 * result.found["test_accuracy"] for result in results}
+        for neuron, results in _by_neuron(group).items()
+    }
+    first, *others = accuracies
+    differences = {neuron: paired_difference(accuracies[neuron], accuracies[first]) for neuron in others}
+    yield markdown_table(
+        ["neuron", "test accuracy, %", "seeds", f"less {first}'s, points"],
+        (
+            [neuron, mean_and_deviation([*values.values()]), str(len(values)), str(differences.get(neuron) or "")]
+            for neuron, values in accuracies.items()
+        ),
+    )
+    yield f"{conclusion(first, differences)}\n"
+
+
+def _section(group: list[Result], pictures: list[str], note: str, tuned: Tuned | None) -> Iterator[str]:
     first = group[0]
     yield f"## {first.size}\n"
-    yield f"Run {first.run_as}. Network: `{first.found['notation']}`. Curves and bars are means over the seeds.\n"
+    yield f"Run {first.run_as}. Network: `{first.found['notation']}`.\n"
     if note:
         yield f"{note}\n"
+    if tuned is not None:
+        yield "Chosen for each neuron on training samples that were put aside, before any of these runs:\n"
+        yield tuned.table()
+        yield f"    {tuned.found['command']}\n"
+    yield from _summary(group)
     for kind, caption in PICTURES.items():
         for name in pictures:
             if name.endswith(f"-{Path(kind).stem}.svg"):
                 yield f"![{caption}]({PICTURE_FOLDER}/{name})\n"
-    yield _markdown_table(
+    yield markdown_table(
         ["neuron", "seed", "test accuracy, %", "parameters", "precision", "seconds", "result"],
         [
             [
@@ -204,12 +240,3 @@ def _environments(results: list[Result]) -> Iterator[str]:
         yield "## Environments\n"
     for lines, names in runs.items():
         yield f"{', '.join(names)}:\n\n{lines}\n"
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def _markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *lines))
