@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .report import SwapReport, SwapRow
-from .settings import SPIKING_NEURONS, can_be_built
+from .neuron_settings import SPIKING_NEURONS, can_be_built
+from .swap_report import SwapReport, SwapRow
 from .translate import check_overrides, translate
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import _compat
-from .settings import (
+from .neuron_settings import (
     RUNNING,
     Settings,
     arguments_for,

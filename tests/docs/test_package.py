@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -175,8 +176,14 @@ def test_the_generator_does_not_import_the_runtime() -> None:
 
 def test_nothing_imports_the_command_line() -> None:
     for path in MODULES:
-        if path.relative_to(PACKAGE).parts[0] not in {"__main__.py", "cli.py", "cli"}:
+        if path.relative_to(PACKAGE).parts[0] not in {"__main__.py", "cli"}:
             assert not any(name.startswith("klif_sj.cli") for name in imports(path)), path.relative_to(ROOT)
+
+
+def test_modules_share_no_name_but_commands_with_what_they_run() -> None:
+    names = Counter(path.stem for path in MODULES if path.stem != "__init__")
+    commands = {path.stem for path in (PACKAGE / "cli").glob("*.py")}
+    assert {name for name, number in names.items() if number > 1} <= commands
 
 
 def test_the_readme_example_trains_k() -> None:
