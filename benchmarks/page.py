@@ -66,7 +66,7 @@ def machine(name: str, rows: list[Row], pictures: list[str]) -> Iterator[str]:
         f"{tool} {first[tool]}" for tool in ("driver", "cuda", "python", "torch", "cupy", "triton") if first[tool]
     ]
     commits = sorted({row["commit"] for row in rows})
-    link = f"[All rows](../benchmarks/results/{name}/)"
+    link = f"[All rows](../benchmarks/results/{name}/results.csv)"
     yield f"{', '.join(versions)}; commit {', '.join(commits)}; {first['date']}. {link}.\n"
     layers = [row for row in rows if row["suite"] in ("kernels", "cpu")]
     for neuron, title in NEURONS.items():
