@@ -68,6 +68,22 @@ def test_all_is_the_public_interface(module: object) -> None:
 def test_version_is_the_installed_one() -> None:
     assert metadata.version("klif_sj") == klif_sj.__version__
     assert f"## [{klif_sj.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {klif_sj.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_files_that_a_repository_host_reads_are_yaml() -> None:
+    """A host ignores a form that it cannot parse, without a word."""
+    load = pytest.importorskip("yaml").safe_load
+    forms = {path.stem: load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")}
+    assert set(forms) == {"bug_report", "feature_request"}
+    for form in forms.values():
+        assert {"name", "description", "body"} <= set(form)
+        assert all(field["attributes"]["label"] for field in form["body"])
+    (info,) = (field for field in forms["bug_report"]["body"] if "klif-sj info" in field["attributes"]["label"])
+    assert info["validations"]["required"]
+    papers = load((ROOT / "CITATION.cff").read_text())["references"]
+    assert [paper["title"].partition(":")[0] for paper in papers] == ["KLIF", "CLIF", "GLIF"]
+    assert load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
 
 
 def test_every_file_of_the_package_is_installed(tmp_path: Path) -> None:
