@@ -22,7 +22,7 @@ _library = torch.library.Library("klif_sj", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(
     "forward(str program, Tensor x_seq, Tensor[] initial, float[] initial_value, Tensor[] parameters, "
-    "int? channel_dim, bool checkpoint, bool record, bool final) -> Tensor[]",
+    "int? channel_dim, SymInt checkpoints, bool record, bool final) -> Tensor[]",
     tags=_tags,
 )
 _library.define(
@@ -38,16 +38,15 @@ Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 
 
 def _outputs(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, final: bool,
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, saved: int, record: bool, final: bool,
     empty: Empty = empty,
 ) -> Outputs:  # fmt: skip
-    """The outputs of a forward launch, uninitialised. Sizes may be symbolic."""
+    """The outputs of a forward launch, with so many checkpoints, uninitialised. Sizes may be symbolic."""
     dtype, states = getattr(torch, program.dtype), len(program.states)
     shape = tuple(x_seq.shape)
     step, neurons = shape[1:], math.prod(shape[1:])
     spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
     ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
-    saved = (shape[0] - 1) // target_of(x_seq).segment(program) if checkpoint else 0
     none = isinstance(saved, int) and saved == 0  # a symbolic number is not looked at
     checkpoints = None if none else x_seq.new_empty((saved, states, neurons), dtype=dtype)
     sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
@@ -65,20 +64,25 @@ def _listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
 
 def _fake_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
 ) -> list[Tensor]:  # fmt: skip
     decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
-    return _listed(decoded, x_seq, _outputs(decoded, strides, x_seq, checkpoint, record, final))
+    return _listed(decoded, x_seq, _outputs(decoded, strides, x_seq, checkpoints, record, final))
 
 
 def _forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
 ) -> Outputs:  # fmt: skip
     plan, target = plan_of(program, x_seq, channel_dim, record, backward=False), target_of(x_seq)
-    outputs = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoint, record, final, target.empty)
+    if checkpoints not in (0, wanted := (plan.kernel.steps - 1) // target.segment(plan.kernel.program)):
+        raise RuntimeError(
+            f"klif_sj::forward: expected 0 or {wanted} checkpoints for {plan.kernel.steps} steps, got {checkpoints}; "
+            "the caller was compiled by another version of klif_sj, compile it again"
+        )
+    outputs = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoints, record, final, target.empty)
     if plan.geometry.neurons:
-        spikes, ends, checkpoints, sequences = outputs
+        spikes, ends, saved, sequences = outputs
         call = Call(
             geometry=plan.geometry,
             x=with_layout(x_seq, plan.strides),
@@ -88,7 +92,7 @@ def _forward(
             initial_value=initial_value,
             spikes=spikes,
             final=ends,
-            checkpoints=checkpoints,
+            checkpoints=saved,
             sequences=sequences,
         )
         target.launch(plan.kernel, call)
@@ -121,7 +125,7 @@ def _fake_backward(
     decoded = Program.decode(program)
     grad_x, grad_initial = _gradients(decoded, step_strides(x_seq.shape, x_seq.stride()), x_seq, initial, need_x)
     pairs = zip(parameters, decoded.parameters, strict=True)
-    grad_parameters = [torch.empty_like(tensor) for tensor, p in pairs if p.learned]
+    grad_parameters = [tensor.new_empty(tensor.shape) for tensor, p in pairs if p.learned]
     return [*([] if grad_x is None else [grad_x]), *grad_initial, *grad_parameters]
 
 
@@ -169,8 +173,16 @@ def _recorded(plan: Plan, grad: Tensor | None, x: Tensor) -> Tensor:
 
 
 def target_of(tensor: Tensor) -> ModuleType:
-    """The module that launches kernels where a tensor is."""
+    """The module that launches kernels where a tensor is. A fake kernel cannot ask: its tensors are nowhere."""
     return cuda if tensor.is_cuda else cpu
+
+
+def _segment(target: ModuleType, text: str) -> int:
+    steps: int = target.segment(Program.decode(text))
+    return steps
+
+
+_segment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def run_program(
@@ -181,7 +193,8 @@ def run_program(
 
     Without ``final`` the final states have no values, nor memory: only their shape, and their place in the graph.
     """
-    inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final)
+    checkpoints = (x_seq.shape[0] - 1) // _segment(target_of(x_seq), text) if learns else 0
+    inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final)
     states = len(initial) + len(initial_value)
     if torch.compiler.is_compiling():
         spikes, ends, _, sequences = _unlisted(torch.ops.klif_sj.forward(*inputs), states * final)
@@ -198,7 +211,7 @@ def final_states(
     text: str, x_seq: Tensor, initial_value: Sequence[float], parameters: Sequence[Tensor], channel_dim: int | None
 ) -> list[Tensor]:
     """The final states that :func:`run_program` without ``final`` left out, from the same kernel; outside autograd."""
-    return _run_forward(text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)[1]
+    return _run_forward(text, x_seq, [], initial_value, parameters, channel_dim, 0, False, True)[1]
 
 
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
@@ -217,17 +230,17 @@ def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
 
 def _run_forward(
     program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
 ) -> Outputs:  # fmt: skip
     """The forward operator, below autograd."""
-    inputs = (program, x_seq, initial, initial_value, parameters, channel_dim, checkpoint, record, final)
+    inputs = (program, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final)
     if _unwatched(x_seq, *initial, *parameters):
         return _forward(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         listed = torch.ops.klif_sj.forward(*inputs)
-    spikes, ends, checkpoints, sequences = _unlisted(listed, (len(initial) + len(initial_value)) * final)
+    spikes, ends, saved, sequences = _unlisted(listed, (len(initial) + len(initial_value)) * final)
     # As without a watcher: activation checkpointing counts what is saved, and may watch but one of two passes.
-    return spikes, ends, checkpoints if checkpoint and checkpoints.shape[0] else None, sequences
+    return spikes, ends, saved if checkpoints else None, sequences
 
 
 def _unlisted(listed: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
@@ -240,11 +253,11 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, asked: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        (program, _, _, initial_value, _, channel_dim, learns, record, final), n_initial = asked
+        (program, _, _, initial_value, _, channel_dim, checkpoints, record, final), n_initial = asked
         # Those that torch hands on: it tells the graph's inputs by them.
         initial, parameters = tensors[:n_initial], tensors[n_initial:]
-        spikes, ends, checkpoints, sequences = _run_forward(
-            program, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
+        spikes, ends, saved, sequences = _run_forward(
+            program, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
         )
         if not final:
             decoded, shape = Program.decode(program), x_seq.shape[1:]
@@ -252,7 +265,7 @@ class _Eager(torch.autograd.Function):
             ends = [empty(x_seq, shape, strides, dtype) for _ in decoded.states]
         ctx.set_materialize_grads(False)
         ctx.about = program, initial_value, channel_dim, n_initial, len(ends)
-        ctx.save_for_backward(x_seq, checkpoints, *tensors)
+        ctx.save_for_backward(x_seq, saved, *tensors)
         return spikes, *ends, *sequences
 
     @staticmethod

@@ -35,7 +35,7 @@ def operator_arguments(node: FusedNode, x: Tensor, carried: bool) -> tuple[Any, 
     initial = [torch.rand(x.shape[1:]).requires_grad_() for _ in node.states] if carried else []
     numbers = [] if carried else [0.0] * len(node.states)
     parameters = [values[name].detach().clone().requires_grad_() for name in used]
-    return program, x, initial, numbers, parameters, node.channel_dim, True, node.store_v_seq, True
+    return program, x, initial, numbers, parameters, node.channel_dim, 0, node.store_v_seq, True
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
@@ -69,7 +69,7 @@ def test_registered_autograd_equals_the_eager_one() -> None:
     expected = torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves)
     from klif_sj.runtime.op import run_program
 
-    spikes, (v,), _ = run_program(*arguments)
+    spikes, (v,), _ = run_program(*arguments[:6], True, *arguments[7:])
     for actual, value in zip(torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves), expected, strict=True):
         assert_equal(actual, value)
 
