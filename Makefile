@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cuda13,train,test
+EXTRAS ?= cuda13,train,test,docs
 JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.klif_sj-installed
@@ -12,14 +12,14 @@ INSTALLED := $(VENV)/.klif_sj-installed
 OLD_LINE := .sj14
 OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 
-.PHONY: demo test bench-quick lint venv clean
+.PHONY: demo test bench-quick lint docs venv clean
 
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
 
 # JOBS processes with one thread each: more threads than cores stall one another.
 test: export OMP_NUM_THREADS = 1
-test: lint $(OLD_LINE_INSTALLED)
+test: lint docs $(OLD_LINE_INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
 
@@ -31,6 +31,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, the API reference and the gallery, to be opened at docs/_build/html/index.html. A warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs docs/_build/html
 
 venv: $(INSTALLED)
 
@@ -45,4 +49,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare klif-sj-train bench-quick build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

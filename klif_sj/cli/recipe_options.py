@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.neurons import NEURONS
+from ..training import toml
 
 WIDTHS = {"small": 1 / 8, "medium": 1 / 4, "paper": 1.0}
 """Factors on the published layer sizes, by name."""
