@@ -22,6 +22,12 @@ def check_number(name: str, value: object) -> float:
     return float(value)
 
 
+def check_threshold(value: object) -> float:
+    """``v_threshold`` as a float, finite or ``inf``, with which a neuron never fires."""
+    never = isinstance(value, Real) and value == math.inf
+    return math.inf if never else check_number("v_threshold", value)
+
+
 def check_positive(name: str, value: object) -> float:
     number = check_number(name, value)
     if not number > 0.0:

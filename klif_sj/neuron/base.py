@@ -11,9 +11,9 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from .. import _compat, runtime
-from .._checks import DTYPES, check_bool, check_input, check_number
+from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
 from .memories import PendingMemories
-from .parameters import Effective, PerStep, channel_view, fit_to_input
+from .parameters import Effective, PerStep, channel_view, fit_to_input, soft_reset_depth
 from .states import NUMBERS, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
@@ -33,7 +33,7 @@ class FusedNode(BaseNode):
     from an integrate-and-fire neuron, in plain torch on ``self.v``. Single-step and multi-step mode, every backend,
     gradients and states follow from those.
 
-    :param v_threshold: threshold :math:`V_{th}`
+    :param v_threshold: threshold :math:`V_{th}`; with ``math.inf`` the neuron never fires and only integrates
     :param v_reset: potential after a spike (hard reset), or None to subtract the threshold instead (soft reset)
     :param surrogate_function: any SpikingJelly surrogate; None is a fresh ``ATan(alpha=2)`` for this neuron
     :param detach_reset: whether the gradient through the reset's spike is cut
@@ -84,7 +84,7 @@ class FusedNode(BaseNode):
     ) -> None:
         _compat.init_base_node(
             self,
-            check_number("v_threshold", v_threshold),
+            check_threshold(v_threshold),
             None if v_reset is None else check_number("v_reset", v_reset),
             surrogate.ATan(alpha=2.0) if surrogate_function is None else surrogate_function,
             check_bool("detach_reset", detach_reset),
@@ -120,7 +120,7 @@ class FusedNode(BaseNode):
         if self.detach_reset:
             spike = spike.detach()
         if self.v_reset is None:
-            self.v = self.v - spike * self.v_threshold
+            self.v = self.v - spike * soft_reset_depth(self.v_threshold)
         else:
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 

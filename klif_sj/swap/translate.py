@@ -220,9 +220,6 @@ def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Sett
     if v_reset is not None and v_reset < 0 and before.get("activation") != activation != "identity":
         why = f"a reset to below 0 lasts until the next step, as {CUTS[activation]}"
         yield Entry(CHANGED, "v_reset", before.get("v_reset"), v_reset, why)
-    if v_reset and kinds[1] == "CLIF" != kinds[0]:
-        why = "CLIF's potential leaks towards 0, not towards v_reset, and its reset goes deeper, by sigmoid(m)"
-        yield Entry(CHANGED, "v_reset", before.get("v_reset"), v_reset, why)
     if kinds == ("GLIF", "GLIF") and not hasattr(old, "spike"):
         why = "the last spike resets the potential in the next call too; the old neuron forgot it between calls"
         yield Entry(CHANGED, "spike", "forgotten", "carried", why)
