@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 
+import torch
 from torch import Tensor
+
+from .. import _compat
 
 BACKENDS = ("auto", "torch", "cpp", "cupy")
 _DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
@@ -45,18 +49,34 @@ def require_backend(backend: str) -> None:
 def serving_backend(backend: str, x: Tensor) -> str:
     """``'torch'``, ``'cpp'`` or ``'cupy'``: what runs a call with this input.
 
+    While one of SpikingJelly 2's operation counters is active it is ``'torch'``, whatever the backend: the counter then
+    sees the operations of the neuron's equations, as it does with SpikingJelly's own neurons.
+
     :raises ValueError: if the named backend does not serve the input's device
     """
     device = x.device.type
     if backend == "auto":
         wanted = _FUSED_ON.get(device, "torch")
-        return wanted if unavailable(wanted) is None else "torch"
+        return wanted if unavailable(wanted) is None and not _counted() else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
             "input, or use backend='auto'"
         )
+    if backend != "torch" and _counted():
+        warnings.warn(
+            f"backend {backend!r} is not used while SpikingJelly counts operations: the counter is shown those of "
+            "backend='torch', which compute the same; use backend='auto' to choose so yourself",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "torch"
     return backend
+
+
+def _counted() -> bool:
+    """Whether one of SpikingJelly's counters looks on; it has no rule for a fused kernel."""
+    return not torch.compiler.is_compiling() and _compat.operations_are_counted()
 
 
 # torch.compile takes the results of the functions marked so as constants instead of tracing into them.
