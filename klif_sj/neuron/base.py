@@ -11,9 +11,9 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from .. import _compat, codegen, runtime
-from .._checks import DTYPES, check_bool, check_input, check_number
+from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
 from ..codegen import Effective, Kind, Program
-from .parameters import PerStep, channel_view, fit_to_input, tensors_of
+from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, tensors_of
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
@@ -76,7 +76,7 @@ class FusedNode(_compat.BaseNode):
     from an integrate-and-fire neuron, in plain torch on ``self.v``. Single-step and multi-step mode, every backend,
     gradients and states follow from those.
 
-    :param v_threshold: threshold :math:`V_{th}`
+    :param v_threshold: threshold :math:`V_{th}`; with ``math.inf`` the neuron never fires and only integrates
     :param v_reset: potential after a spike (hard reset), or None to subtract the threshold instead (soft reset)
     :param surrogate_function: any SpikingJelly surrogate; None is a fresh ``ATan(alpha=2)`` for this neuron
     :param detach_reset: whether the gradient through the reset's spike is cut
@@ -132,7 +132,7 @@ class FusedNode(_compat.BaseNode):
     ) -> None:
         _compat.init_base_node(
             self,
-            check_number("v_threshold", v_threshold),
+            check_threshold(v_threshold),
             None if v_reset is None else check_number("v_reset", v_reset),
             surrogate.ATan(alpha=2.0) if surrogate_function is None else surrogate_function,
             check_bool("detach_reset", detach_reset),
@@ -168,7 +168,7 @@ class FusedNode(_compat.BaseNode):
         if self.detach_reset:
             spike = spike.detach()
         if self.v_reset is None:
-            self.v = self.v - spike * self.v_threshold
+            self.v = self.v - spike * soft_reset_depth(self.v_threshold)
         else:
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 

@@ -40,7 +40,7 @@ class KLIFNode(FusedNode):
     :param scale_reset: KLIF*
     :param tau: membrane time constant in time steps, above 1
     :param decay_input: whether the input decays as well
-    :param v_threshold: threshold
+    :param v_threshold: threshold; with ``math.inf`` the neuron never fires
     :param v_reset: reset potential, or None for a soft reset
     :param surrogate_function: None is a fresh ``ATan(alpha=2)``, the paper's
     :param detach_reset: whether the gradient through the reset's spike is cut

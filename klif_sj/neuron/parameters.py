@@ -130,6 +130,14 @@ def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     return value.view([-1 if dim == channel_dim else 1 for dim in range(x.ndim)])
 
 
+def soft_reset_depth(v_threshold: float | Tensor) -> float | Tensor:
+    """What a soft reset takes off the potential for a spike: the threshold.
+
+    It is 0 where the threshold is infinite: there are no spikes then, and 0 times infinity is not a number.
+    """
+    return 0.0 if isinstance(v_threshold, float) and math.isinf(v_threshold) else v_threshold
+
+
 def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
     """Return ``bounds`` as two floats, 0 < low < high; anything else is a ValueError."""
     try:

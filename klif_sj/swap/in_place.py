@@ -68,7 +68,7 @@ def swap_neurons(
     checked = check_overrides(neuron, overrides)
     _check_network(net)
     found = survey(net, lambda module: is_neuron_class(type(module)))
-    chosen, left_alone = _choose(found, match, skip)
+    chosen, left_alone = _choose(net, found, match, skip)
     new: dict[int, nn.Module] = {}
     rows = []
     with torch.random.fork_rng(devices=[]) if dry_run else nullcontext():
@@ -107,8 +107,9 @@ def _check_network(net: object) -> None:
 
 
 def _choose(
-    found: Survey, match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None
-) -> tuple[dict[int, Found], dict[str, str]]:
+    net: nn.Module, found: Survey, match: Selector | Iterable[Selector] | None,
+    skip: Selector | Iterable[Selector] | None,
+) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
     """The neurons to swap, and why the others are left alone."""
     everything = list(found.neurons.values())
     matched = _select("match", match, everything)
@@ -125,8 +126,18 @@ def _choose(
             left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
     if not chosen:
         others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to swap, got none ({others or 'the network has no spiking neuron'})")
+        raise ValueError(f"expected neurons to swap, got none ({others or _why_none(net)})")
     return chosen, left_alone
+
+
+def _why_none(net: nn.Module) -> str:
+    for path, module in net.named_modules():
+        if type(module).__module__ == "spikingjelly.clock_driven.neuron":
+            return (
+                f"{path} is a {type(module).__name__} of spikingjelly.clock_driven; build the network within "
+                "'with klif_sj.patched(LIFNode=KLIFNode):', which translates that package's neurons"
+            )
+    return "the network has no spiking neuron"
 
 
 def _select(what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found]) -> set[int]:
