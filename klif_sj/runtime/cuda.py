@@ -63,6 +63,7 @@ def source(kernel: Kernel, vector: int) -> str:
     return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK[kernel.columns], VECTOR=vector)
 
 
+@functools.lru_cache(maxsize=4096)
 def vector_width(kernel: Kernel) -> int:
     """How many neighbours a thread owns where memory allows.
 

@@ -12,8 +12,6 @@ from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, runtime
-from klif_sj.neuron.memories import PendingMemories
-from klif_sj.runtime import pending
 
 pytestmark = [
     pytest.mark.gpu,
@@ -111,6 +109,9 @@ def test_follows_torchs_current_stream() -> None:
 
 def test_final_states_are_computed_when_they_are_read() -> None:
     """A large training call on a side stream leaves them; the stream that reads them waits for their kernel."""
+    from klif_sj.neuron.memories import PendingMemories
+    from klif_sj.runtime import pending
+
     node, eager = (CLIFNode(step_mode="m", backend="cupy").cuda() for _ in range(2))
     eager._states_read = True
     leaf = torch.randn(4, pending.WORTHWHILE // 4 + 8, device="cuda", requires_grad=True)
