@@ -167,31 +167,31 @@ class _Recorder(TorchDispatchMode):
         if found is None:
             raise StepTraceError(
                 f"it reads a tensor that is neither input, state nor parameter (shape {tuple(tensor.shape)})"
-                f"{_at(_caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
+                f"{at(caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
                 "from effective_parameters()"
             )
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        line = _caller()
+        line = caller()
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense":
             raise StepTraceError(
-                f"it reads a tensor's value in Python (.item(), if, float()){_at(line)}. Choose between values with "
+                f"it reads a tensor's value in Python (.item(), if, float()){at(line)}. Choose between values with "
                 "torch.where instead"
             )
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise StepTraceError(f"aten::{name} draws random numbers{_at(line)}")
+            raise StepTraceError(f"aten::{name} draws random numbers{at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
         reads_values = not name.startswith("new_") and not name.endswith("_like")
         operands = tuple(self._operand(arg) if reads_values or not isinstance(arg, Tensor) else None for arg in args)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or out.ndim:
             shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
-            raise StepTraceError(f"aten::{name} gives no scalar but a {type(out).__name__}{shape}{_at(line)}")
+            raise StepTraceError(f"aten::{name} gives no scalar but a {type(out).__name__}{shape}{at(line)}")
         if any(writes) and not writes[0]:
-            raise StepTraceError(f"aten::{name} writes to an argument that is not its first{_at(line)}")
+            raise StepTraceError(f"aten::{name} writes to an argument that is not its first{at(line)}")
         if not any(writes) and _storage(out) in self._values:
             return out
         self.operations.append(Operation(name.removesuffix("_"), operands, kwargs, out.dtype, line))
@@ -285,8 +285,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _caller() -> Line | None:
-    """The innermost frame outside torch and this package's tracer: the neuron's or the surrogate's own line.
+def caller() -> Line | None:
+    """The innermost line outside torch and this tracer: the neuron's or the surrogate's own.
 
     None for what autograd derived by itself.
     """
@@ -307,8 +307,8 @@ def origin(error: Exception) -> str:
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
             found = Line.of(frame.f_code, number)
-    return _at(found)
+    return at(found)
 
 
-def _at(line: Line | None) -> str:
+def at(line: Line | None) -> str:
     return f", at {line}" if line else ""
