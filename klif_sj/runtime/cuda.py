@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import operator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
 from . import nvrtc
-from .launch import Call
+from .launch import Call, with_rows
 from .layout import Geometry
 from .layout import empty as empty
 
@@ -97,11 +99,14 @@ def fitting_vector(kernel: Kernel, call: Call) -> int:
     strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
     if any(stride % vector for stride in strides):
         return 1
-    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
+    tensors = call.neuron_tensors()
+    off_a_boundary = functools.reduce(operator.or_, map(Tensor.data_ptr, tensors)) % 16  # mostly none is
+    if off_a_boundary and any(t.data_ptr() % min(16, vector * t.element_size()) for t in tensors):
         return 1
     return vector
 
 
+@functools.lru_cache(maxsize=4096)
 def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tuple[int, int, int]:
     """Blocks, tiles or rows of each block, and blocks that share a channel.
 
@@ -125,18 +130,19 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
 
 def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
-    device, states = call.x.device, len(kernel.program.states)
-    vector = fitting_vector(kernel, call)
+    device, vector = call.x.device, fitting_vector(kernel, call)
     blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
+    states = len(kernel.program.states)
     if call.grad_parameters is None:
         submit(kernel, vector, "forward", blocks, call.pack(states, rows), device)
         return
     call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
-    submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
+    block = call.pack(states, rows)
+    submit(kernel, vector, "backward", blocks, block, device)
     if kernel.grads:
         sums = kernel.grads * call.geometry.channels // call.neighbours
         blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
+        submit(kernel, vector, "finish", blocks, with_rows(block, shares), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:

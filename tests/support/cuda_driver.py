@@ -1,15 +1,22 @@
-"""A driver of a GPU that is not there: what the path to it asks for, and what is launched, is written down."""
+"""A driver of a GPU that is not there: what the path to it asks for, and what is launched, is written down.
+
+python tests/support/cuda_driver.py   prints how long the Python of a launch takes, without the driver
+"""
 
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from typing import Any
 
 import pytest
 import torch
 
-from klif_sj.runtime import cuda, op
+from klif_sj import CLIFNode, GLIFNode, KLIFNode
+from klif_sj.codegen.kernel import Kernel
+from klif_sj.runtime import cuda, nvrtc, op
+from klif_sj.runtime.launch import Call
 
 
 class FakeModule:
@@ -68,3 +75,35 @@ class FakeDriver:
         address = ctypes.c_void_p.from_address(arguments).value
         self.first_arguments.append(int.from_bytes(ctypes.string_at(address, 8), "little"))
         self.log.append(f"launch {self.names[function]}")
+
+
+class SilentDriver(FakeDriver):
+    def launchKernel(self, *arguments: int) -> None:
+        pass
+
+
+def main(calls: int = 20, rounds: int = 1500) -> None:
+    """The quietest round of every launch: a pass, and with its sums of gradients the second kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        SilentDriver(patch)
+        patch.setattr(nvrtc, "image", lambda source, architecture, options: b"")
+        x = torch.randn(4, 2, 8, 32, 32, requires_grad=True)
+        for node in (KLIFNode(), CLIFNode(), GLIFNode(4, 8)):
+            node.step_mode, node.backend = "m", "cpp"
+            launches: list[tuple[Kernel, Call]] = []
+            with patch.context() as noted:
+                noted.setattr(cuda, "launch", lambda kernel, call, to=launches: to.append((kernel, call)))
+                torch.autograd.grad(node(x).sum(), x)
+            for kernel, call in launches:
+                seconds = []
+                for _ in range(rounds):
+                    start = time.perf_counter()
+                    for _ in range(calls):
+                        cuda.launch(kernel, call)
+                    seconds.append((time.perf_counter() - start) / calls)
+                of_pass = "backward" if kernel.backward else "forward"
+                print(f"{type(node).__name__} {of_pass}: {min(seconds) * 1e6:.1f} us")
+
+
+if __name__ == "__main__":
+    main()
