@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.klif_sj-installed
 OLD_LINE := .sj14
 OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 
-.PHONY: demo test bench-quick lint docs venv clean
+.PHONY: demo test nvrtc-matrix bench-quick lint docs venv clean
 
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
@@ -22,6 +22,10 @@ test: export OMP_NUM_THREADS = 1
 test: lint docs $(OLD_LINE_INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
+
+# The compile tests with NVRTC 12.4 to 13.0 and CuPy 13.6 and 14.2, which are fetched into .nvrtc; needs no GPU.
+nvrtc-matrix: $(INSTALLED)
+	$(BIN)/python tests/nvrtc_matrix.py
 
 bench-quick: $(OLD_LINE_INSTALLED)
 	$(BIN)/python benchmarks/run.py --suite all --quick --device cpu --old-line $(OLD_LINE) --out bench-quick
@@ -49,4 +53,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) .nvrtc demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,9 +26,8 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
-        # Gradient descent moves against the gradient: a negative one would raise the value further.
-        outward = torch.where(grad < 0, raw >= ctx.high, (raw <= ctx.low) & (grad > 0))
-        return grad.masked_fill(outward, 0.0), None, None
+        # Gradient descent moves against the gradient: a negative one raises the value, which must be below its bound.
+        return grad * torch.where(grad < 0, raw < ctx.high, raw > ctx.low), None, None
 
 
 class _ClampedThrough(torch.autograd.Function):

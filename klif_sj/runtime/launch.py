@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,11 @@ class Call:
 @functools.cache
 def _layout(states: int, parameters: int) -> struct.Struct:
     return struct.Struct(f"@3q{states}q{states}d{states}qq{states}q{parameters}q2q{2 * states}qq{states}q9q")
+
+
+def with_rows(block: bytes, rows: int) -> bytes:
+    """The same block with another number in ``rows``, the fourth field from the end."""
+    return block[:-32] + rows.to_bytes(8, sys.byteorder) + block[-24:]
 
 
 _is_shared = getattr(torch._C, "_is_cow_tensor", lambda tensor: False)

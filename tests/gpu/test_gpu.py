@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -145,6 +146,50 @@ def test_captured_in_a_cuda_graph() -> None:
         replayed = [t.detach().clone() for t in captured]
         for actual, expected in zip(replayed, step(), strict=True):
             assert_equal(actual, expected)
+
+
+def test_nothing_is_loaded_in_a_capture() -> None:
+    """The refused call leaves the neuron as it was, and the capture can be made anew after a call."""
+    node, x = KLIFNode(tau=2.375, step_mode="m", backend="cupy").cuda(), torch.randn(4, 1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="before the capture, run once"), torch.cuda.graph(graph):
+            node(x)
+        expected = node(x)
+        node.reset()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = node(x)
+        graph.replay()
+        assert_equal(captured, expected)
+
+
+def test_in_a_thread_that_never_used_the_gpu() -> None:
+    """A kernel that was loaded by another thread, and one that the thread loads itself; after CuPy forgot its own."""
+    node, x = KLIFNode(tau=2.4375, step_mode="m", backend="cupy").cuda(), torch.randn(4, 1000, device="cuda")
+    found: list[Tensor] = []
+
+    @torch.no_grad()
+    def call() -> None:
+        for tau in (2.4375, 2.5625):
+            node.tau = tau
+            node.reset()
+            found.append(node(x))
+
+    node(x.requires_grad_()).sum().backward()
+    pytest.importorskip("cupy").clear_memo()
+    for run in (lambda: ThreadPoolExecutor(1).submit(call).result(), call):
+        run()
+    assert_equal(found[0], found[2])
+    assert_equal(found[1], found[3])
+
+
+def test_subnormal_numbers_are_kept() -> None:
+    node, x = KLIFNode(step_mode="m", backend="cupy").cuda(), torch.full((4, 1000), 1e-40, device="cuda")
+    with torch.no_grad():
+        node(x)
+    smallest_normal = torch.finfo(torch.float32).tiny
+    assert ((node.v > 0) & (node.v < smallest_normal)).all()
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from klif_sj import KLIFNode
 from klif_sj._compat import SPIKINGJELLY_2
+from klif_sj.neuron.parameters import bounded
 
 # SpikingJelly 0.0.0.0.14's KLIFNode raises with v_reset=None.
 V_RESETS = [0.0, -0.2, None] if SPIKINGJELLY_2 else [0.0, -0.2]
@@ -232,6 +233,13 @@ def test_only_a_gradient_that_pushes_k_further_out_is_zero(raw: float, effective
     assert unbounded * direction > 0
     outward = (raw >= 5.0 and direction < 0) or (raw <= 0.5 and direction > 0)
     assert gradient((0.5, 5.0), raw) == (0.0 if outward else pytest.approx(unbounded))
+
+
+@pytest.mark.parametrize("raw", [0.2, 2.0, 9.0])
+def test_a_gradient_that_is_no_number_is_not_hidden(raw: float) -> None:
+    k = torch.tensor(raw, requires_grad=True)
+    bounded(k, 0.5, 5.0).backward(torch.tensor(torch.nan))
+    assert k.grad.isnan()
 
 
 @pytest.mark.parametrize("raw", [0.4, 0.5, 5.0, 5.3])
