@@ -1,5 +1,6 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
+from .fuse import check_fused, fuse
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
 from .neuron.checkpointing import state_contexts
 from .optim import parameter_groups
@@ -15,6 +16,8 @@ __all__ = [
     "KLIFNode",
     "LearnableATan",
     "Rect",
+    "check_fused",
+    "fuse",
     "parameter_groups",
     "patched",
     "state_contexts",

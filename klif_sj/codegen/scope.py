@@ -153,6 +153,14 @@ class Scope:
         return len(self._scope_owner)
 
 
+def note_methods(scope: Scope, *names: str) -> None:
+    """Note methods of a scope's owner that are called without being read from the scope."""
+    cls = type(scope._scope_owner)
+    for name in names:
+        if hasattr(cls, name):
+            scope._scope_reads.note_method(cls, name, scope._scope_path)
+
+
 class Reads:
     """What the trace of a step read of a neuron and its surroundings, with the values that it found."""
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, Kind, Program
+from ..codegen import Effective, Program
+from .on_kernels import EffectiveParameters, OnKernels, kind_of
 from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, tensors_of
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
-
-EffectiveParameters = dict[str, Tensor | PerStep]
 
 
 class _Sequence(NamedTuple):
@@ -43,26 +42,12 @@ def _same(tensors: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
     return len(tensors) == len(others) and all(map(operator.is_, tensors, others))
 
 
-def _kind(name: str, value: Tensor | PerStep) -> Kind:
-    """Of an effective parameter: its name, and whether it is per step, per channel and learned."""
-    per_step = isinstance(value, PerStep)
-    tensor = value.values if isinstance(value, PerStep) else value
-    gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad
-
-
 def _jit_trace() -> Any:
     """The trace of torch.jit that is under way; None where there is none."""
     return None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
 
 
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
-
-
-class FusedNode(_compat.BaseNode):
+class FusedNode(OnKernels, _compat.BaseNode):
     r"""Base of neurons whose kernels are generated from their equations.
 
     One time step is
@@ -172,6 +157,9 @@ class FusedNode(_compat.BaseNode):
         else:
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 
+    def _kernel_equations(self) -> codegen.Equations:
+        return type(self).one_step
+
     def one_step(self, x: Tensor) -> Tensor:
         """One time step: sets the states, and returns the spike.
 
@@ -219,8 +207,12 @@ class FusedNode(_compat.BaseNode):
             key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
         }
-        run = self._run_torch if backend == "torch" else self._run_kernel
-        spikes, updated, sequences = run(x_seq, states, effective, keep)
+        if backend == "torch":
+            spikes, updated, sequences = self._run_torch(x_seq, states, effective, keep)
+        else:
+            spikes, updated, sequences = self._run_kernel(
+                x_seq, states, effective, self.channel_dim, self.store_v_seq, keep
+            )
         # nn.Module's own way to set an attribute takes far longer.
         left = tuple(updated.values())
         self.__dict__["_sequence"] = _Sequence(left, parameters, *self._raw(parameters), _jit_trace())
@@ -247,69 +239,13 @@ class FusedNode(_compat.BaseNode):
         raw = tuple(tensors_of(self))
         return raw, tuple(tensor._version for tensor in raw if not tensor.is_inference())
 
-    def _run_kernel(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        dtype, device = state_dtype(x_seq.dtype), x_seq.device
-        initial: list[Tensor] = []
-        numbers: list[float] = []
-        if any(isinstance(value, Tensor) for value in states.values()):
-            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
-        else:
-            numbers = [float(value) for value in states.values()]
-        values = {name: v.values if isinstance(v, PerStep) else v for name, v in effective.items()}
-        needs_grad = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
-        )
-        kinds = tuple(_kind(name, value) for name, value in effective.items())
-        program, names, own, backward = self._step(dtype, kinds, needs_grad)
-        parameters = []
-        for name in names:
-            tensor = values[name] if name in values else own[name].to(dtype).reshape(())
-            if tensor.device != device:
-                raise ValueError(
-                    f"{type(self).__name__}: expected parameter {name!r} on the input's device {device}, got "
-                    f"{tensor.device}; move the neuron with .to({str(device)!r})"
-                )
-            parameters.append(tensor)
-        spikes, final, sequences = runtime.run(
-            program, x_seq, initial, numbers, parameters, self.channel_dim, backward, self.store_v_seq, keep
-        )
-        return spikes, dict(zip(self.states, final, strict=False)), dict(zip(self.states, sequences, strict=False))
-
-    def _step(
-        self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
-    ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
-        """This neuron's program, its parameters' names, those that are the neuron's own, and whether it has a gradient.
-
-        While torch.compile traces, the program is its text.
-        """
-        if not torch.compiler.is_compiling():
-            step = codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, needs_grad)
-            return step.program, step.program.names, step.tensors, step.program.backward is not None
-        text, names, paths, settings, backward = self.traced_step(kinds, dtype, needs_grad)
-        for path, value in settings:
-            # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
-            if _attribute(self, path) != value:
-                raise RuntimeError(f"{path} changed while it was traced")
-        return text, names, {name: _attribute(self, path) for name, path in paths}, backward
-
-    def traced_step(self, *of: Any) -> Any:
-        """What :meth:`_step` needs of a step; torch.compile takes it as a constant."""
-        step = codegen.step_of(self, self.states, type(self).one_step, *of)
-        program = step.program
-        settings = tuple((path, value) for path, value in step.settings)
-        return program.text, program.names, tuple(step.paths.items()), settings, program.backward is not None
-
-    traced_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
     def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
         """One time step of this neuron in C, forward and backward, for an arithmetic's dtype.
 
         :raises klif_sj.codegen.StepTraceError: naming what no kernel can express and the line that it came from
         """
-        kinds = tuple(_kind(name, value) for name, value in self.effective_parameters().items())
-        return codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, backward).program
+        kinds = tuple(kind_of(name, value) for name, value in self.effective_parameters().items())
+        return codegen.step_of(self, self.states, self._kernel_equations(), kinds, dtype, backward).program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -505,15 +441,6 @@ class FusedNode(_compat.BaseNode):
         for name in self._sequence_names():
             if self.__dict__.get(name, self) is not None:
                 setattr(self, name, None)
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if value is NOT_KEPT:
-            raise RuntimeError(
-                f"{type(self).__name__}: state {name!r} was not kept, as the neuron was built with keep_state=False; "
-                "build it with keep_state=True, or read it at every step with store_v_seq=True"
-            )
-        return value
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the states without their graph, which could not be copied."""
