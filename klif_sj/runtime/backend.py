@@ -43,7 +43,9 @@ def require_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if cause := unavailable(backend):
-        raise RuntimeError(f"backend {backend!r} cannot serve here: {cause}") from cause
+        raise RuntimeError(
+            f"backend {backend!r} cannot serve here: {cause}. backend='auto' takes the fastest that can"
+        ) from cause
 
 
 def serving_backend(backend: str, x: Tensor) -> str:

@@ -7,11 +7,11 @@ still has the old package beside the new one, with classes of its own; 2.x has i
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,9 @@ OLD, NEW = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 
 MODULES = ("base", "encoding", "functional", "layer", "monitor", "neuron", "rnn", "surrogate")
 """The modules whose names mean the same in both packages, but for those in ``RENAMED`` and some that are gone."""
+
+OTHERS = ("ann2snn", "cu_kernel_opt", "examples", "lava_exchange", "model", "neuron_kernel", "spike_op", "tensor_cache")
+"""The old package's other parts: 0.0.0.0.14's are used as they are, in 2.x they are gone or have changed."""
 
 RENAMED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "neuron": {
@@ -95,25 +98,23 @@ def _translated(module: str) -> ModuleType:
 
 
 def _gone(module: str) -> Callable[[str], Any]:
-    """What is said of a name that a module does not have; a part of the old package that exists is imported."""
+    """What is said of a name that a module of the old package had and the new one has not."""
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or (module == OLD and name in OTHERS):  # one that is not imported yet
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        if module == OLD and importlib.util.find_spec(f"{OLD}.{name}"):
-            return importlib.import_module(f"{OLD}.{name}")
         raise ImportError(
             f"{module}.{name} of SpikingJelly 0.0.0.0.12 was not only renamed: klif_sj cannot translate it. Port this "
-            f"part of the code to {NEW}, or run it on spikingjelly 0.0.0.0.14 with names of {OLD} alone"
+            f"part of the code to {NEW}, or run it on spikingjelly 0.0.0.0.14, which still has it"
         )
 
     return __getattr__
 
 
-def _package(path: list[str]) -> ModuleType:
-    package = ModuleType(OLD, f"{NEW} under the name that it had")
+def _package(name: str, path: list[str]) -> ModuleType:
+    package = ModuleType(name, f"{NEW} under the name that it had")
     package.__path__ = path
-    package.__getattr__ = _gone(OLD)  # type: ignore[method-assign]
+    package.__getattr__ = _gone(name)  # type: ignore[method-assign]
     return package
 
 
@@ -139,10 +140,12 @@ def old_names() -> Iterator[None]:
     before = {name: sys.modules.pop(name) for name in _loaded()}
     attribute = vars(spikingjelly).get("clock_driven")
     _PATH[:] = [f"{folder}/clock_driven" for folder in spikingjelly.__path__]
-    package, translated = _package(_PATH), {f"{OLD}.{name}": _translated(name) for name in MODULES}
-    vars(package).update({name.rpartition(".")[2]: module for name, module in translated.items()})
+    package, translated = _package(OLD, _PATH), {f"{OLD}.{name}": _translated(name) for name in MODULES}
+    missing = [f"{OLD}.{name}" for name in OTHERS if not PathFinder.find_spec(f"{OLD}.{name}", _PATH)]
+    parts = {**translated, **{name: _package(name, []) for name in missing}}
+    vars(package).update({name.rpartition(".")[2]: module for name, module in parts.items()})
     renewed = [*_renew(_meanings(before, translated))]
-    sys.modules |= {OLD: package, **translated}
+    sys.modules |= {OLD: package, **parts}
     spikingjelly.clock_driven = package
     try:
         yield
