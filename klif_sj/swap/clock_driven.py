@@ -7,7 +7,6 @@ still has the old package beside the new one, with classes of its own; 2.x has i
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import spikingjelly
-from spikingjelly.activation_based import functional
 from torch import nn
 
+from .. import _compat
 from .settings import constructor_parameters
 
 OLD, NEW = "spikingjelly.clock_driven", "spikingjelly.activation_based"
@@ -56,18 +55,19 @@ class _RenamedType(type):
         if "stands_for" not in vars(cls):
             return super().__call__(*args, **kwargs)  # a class that derives from it
         meant = cls.meant()
-        return meant(*args, **cls.arguments(meant, kwargs))
+        return meant(*args, **cls.arguments(meant, args, kwargs))
 
     def meant(cls) -> Any:
         """What the new name means now, which may be the stand-in of a :class:`klif_sj.patched` block."""
         module, name = cls.stands_for
         return getattr(importlib.import_module(module), name)
 
-    def arguments(cls, meant: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The new class's arguments. A stand-in takes a backend too, the new class itself where it has one."""
-        known = {"backend"} if hasattr(meant, "patch") else set(constructor_parameters(meant))
-        kept = {name: value for name, value in kwargs.items() if name not in GONE - known}
-        return {**cls.given, **kept}
+    def arguments(cls, meant: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The new class's keyword arguments. A stand-in takes a backend too, the new class itself where it has one."""
+        parameters = constructor_parameters(meant)
+        known = {"backend"} if hasattr(meant, "patch") else set(parameters)
+        given = {name: value for name, value in cls.given.items() if name not in parameters[: len(args)]}
+        return {**given, **{name: value for name, value in kwargs.items() if name not in GONE - known}}
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, cls.meant()) if "stands_for" in vars(cls) else super().__instancecheck__(instance)
@@ -78,7 +78,7 @@ def _renamed(module: str, old: str, new: str, given: dict[str, Any]) -> type:
     original = getattr(importlib.import_module(f"{NEW}.{module}"), new)
 
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        original.__init__(self, *args, **renamed.arguments(original, kwargs))
+        original.__init__(self, *args, **renamed.arguments(original, args, kwargs))
 
     namespace = {"__init__": init, "__module__": f"{OLD}.{module}", "__doc__": original.__doc__}
     renamed: Any = _RenamedType(old, (original,), namespace)
@@ -118,25 +118,12 @@ def _package(name: str, path: list[str]) -> ModuleType:
     return package
 
 
-def set_backend(net: nn.Module, backend: str, instance: Any = nn.Module) -> None:
-    """0.0.0.0.14's ``functional.set_backend``, for the neurons that have a choice of backends; 2.x has it no more."""
-    for module in net.modules():
-        if isinstance(module, instance) and hasattr(module, "supported_backends"):
-            if backend in module.supported_backends:
-                module.backend = backend
-            else:
-                logging.getLogger(__name__).warning("%s cannot use backend %r here", type(module).__name__, backend)
-
-
 @contextmanager
 def old_names() -> Iterator[None]:
     """Let the old names mean the new things, in code that imports them now and in modules that have them already."""
     if getattr(sys.modules.get(OLD), "__path__", None) is _PATH:
         yield  # within another block
         return
-    lacking = not hasattr(functional, "set_backend")
-    if lacking:
-        functional.set_backend = set_backend
     before = {name: sys.modules.pop(name) for name in _loaded()}
     attribute = vars(spikingjelly).get("clock_driven")
     _PATH[:] = [f"{folder}/clock_driven" for folder in spikingjelly.__path__]
@@ -148,10 +135,9 @@ def old_names() -> Iterator[None]:
     sys.modules |= {OLD: package, **parts}
     spikingjelly.clock_driven = package
     try:
-        yield
+        with _compat.with_set_backend():
+            yield
     finally:
-        if lacking:
-            del functional.set_backend
         for name in _loaded():
             del sys.modules[name]
         sys.modules |= before

@@ -184,7 +184,7 @@ def test_what_is_not_swapped_is_spikingjellys_new_class() -> None:
         assert type(plain) is neuron.LIFNode
         assert (plain.tau, plain.step_mode) == (3.0, "m")
         assert isinstance(plain, old_neuron.MultiStepLIFNode)
-        assert old_layer.MultiStepDropout2d().p == 0.5
+        assert [old_layer.MultiStepDropout2d(*p).p for p in ((), (0.3,))] == [0.5, 0.3]
         assert old_layer.Dropout2d is layer.Dropout2d
 
         class Mine(old_neuron.MultiStepLIFNode):
