@@ -44,6 +44,7 @@ class CLIFNode(FusedNode):
     :param step_mode: ``'s'``, ``[N, *]``, or ``'m'``, ``[T, N, *]``
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``
     :param store_v_seq: keep V and M at every time step in ``v_seq`` and ``m_seq``
+    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
 
     :raises ValueError: for tau not above 1
     """
@@ -63,6 +64,8 @@ class CLIFNode(FusedNode):
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
+        *,
+        keep_state: bool = True,
     ) -> None:
         super().__init__(
             v_threshold,
@@ -72,6 +75,7 @@ class CLIFNode(FusedNode):
             step_mode,
             backend,
             store_v_seq,
+            keep_state=keep_state,
         )
         self.tau = check_tau(tau)
         self.decay_input = check_bool("decay_input", decay_input)

@@ -31,7 +31,15 @@ def unavailable(backend: str) -> Exception | None:
 
 def supported_backends() -> tuple[str, ...]:
     """``'auto'`` and the backends that can serve on this machine."""
-    return tuple(name for name in BACKENDS if unavailable(name) is None)
+    return tuple(name for name in BACKENDS if can_serve(name))
+
+
+def can_serve(backend: str) -> bool:
+    """Whether a backend can serve on this machine. torch.compile takes the answer as a constant."""
+    return unavailable(backend) is None
+
+
+can_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_backend(backend: str) -> None:
@@ -59,7 +67,7 @@ def serving_backend(backend: str, x: Tensor) -> str:
     device = x.device.type
     if backend == "auto":
         wanted = _FUSED_ON.get(device, "torch")
-        return wanted if unavailable(wanted) is None and not _is_taken_apart() else "torch"
+        return wanted if can_serve(wanted) and not _is_taken_apart() else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
@@ -81,7 +89,3 @@ def _is_taken_apart() -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return torch.onnx.is_in_onnx_export()
     return _compat.operations_are_counted()
-
-
-# torch.compile takes the results of the functions marked so as constants instead of tracing into them.
-unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ import spikingjelly
 from torch import nn
 
 from .. import _compat
-from .settings import constructor_parameters
+from .neuron_settings import constructor_parameters
 
 OLD, NEW = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 

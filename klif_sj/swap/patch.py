@@ -14,8 +14,8 @@ from torch import nn
 
 from ..runtime import unavailable
 from .clock_driven import old_names
-from .report import SwapReport, SwapRow
-from .settings import SPIKING_NEURONS, can_be_built, constructor_parameters
+from .neuron_settings import SPIKING_NEURONS, can_be_built, constructor_parameters
+from .swap_report import SwapReport, SwapRow
 from .translate import check_overrides, translate
 
 

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, LearnableATan, swap_neurons
-from klif_sj.swap.settings import SPIKING_NEURONS
+from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 BOTH_LINES = ("IFNode", "LIFNode", "ParametricLIFNode", "KLIFNode")
 NEW = (KLIFNode, CLIFNode, GLIFNode)

@@ -13,7 +13,7 @@ from torch import nn
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode, _compat, swap_neurons
 from klif_sj.swap import SwapRow
-from klif_sj.swap.settings import SPIKING_NEURONS
+from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "swap.md").read_text()
 NEW = (KLIFNode, CLIFNode, GLIFNode)

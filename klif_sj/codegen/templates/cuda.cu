@@ -64,6 +64,7 @@ INLINE int turns(const Call &call) {
     return int(COLUMNS ? (call.rows + ROW_THREADS - 1) / ROW_THREADS : call.rows);
 }
 
+#if !BACKWARD
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
     for (int turn = 0; turn < turns(call); turn++) {
@@ -94,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     }
 }
 
-#if BACKWARD
+#else
 // Sums over the threads that share a channel: over the block, or with COLUMNS over the rows of each column. The result
 // is for the threads for which keeps_sum() holds.
 INLINE real sum_of_threads(real value) {
