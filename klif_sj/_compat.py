@@ -14,12 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from spikingjelly.activation_based.neuron import BaseNode as _BaseNode
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +93,6 @@ def operation_counters() -> Any:
     from spikingjelly.activation_based import op_counter
 
     return op_counter
-
-
-def operations_are_counted() -> bool:
-    """Whether one of 2.x's modes that look at every operation (counters, energy estimates) is active in this thread."""
-    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
-        return False
-    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
-    return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)
 
 
 @contextmanager
