@@ -18,6 +18,9 @@ from .states import NUMBERS, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
+_traceable = (lambda forward: forward) if torch.__version__ >= "2.6" else torch.compiler.disable
+"""torch.compile takes a neuron's call into its graph from torch 2.6 on; before, it breaks the graph there."""
+
 
 class FusedNode(BaseNode):
     r"""Base of neurons whose kernels are generated from their equations.
@@ -141,6 +144,7 @@ class FusedNode(BaseNode):
             memories.update(held)
             del self.effective
 
+    @_traceable
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
@@ -153,6 +157,7 @@ class FusedNode(BaseNode):
                 self._append_sequence(name, sequence)
         return spikes[0]
 
+    @_traceable
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
