@@ -18,8 +18,8 @@ from .states import NUMBERS, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
-_traceable = (lambda forward: forward) if torch.__version__ >= "2.6" else torch.compiler.disable
-"""torch.compile takes a neuron's call into its graph from torch 2.6 on; before, it breaks the graph there."""
+_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
 class FusedNode(BaseNode):

@@ -67,7 +67,7 @@ def run(
     return (
         spikes,
         dict(zip(node.states, final, strict=True)),
-        dict(zip(node.states, sequences, strict=False)),
+        dict(zip(node.states, sequences, strict=True)) if sequences else {},
         PendingStates(final, text, x_seq, initial_value, parameters, node.channel_dim) if pending else None,
     )
 
