@@ -18,6 +18,9 @@ from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
+_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
+
 
 class _Sequence(NamedTuple):
     """What a call leaves to one that goes on with its sequence."""
@@ -172,6 +175,7 @@ class FusedNode(_compat.BaseNode):
         self.neuronal_reset(spike)
         return spike
 
+    @_traceable
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
@@ -188,6 +192,7 @@ class FusedNode(_compat.BaseNode):
             self._append_sequence(name, sequence)
         return spikes[0]
 
+    @_traceable
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
@@ -256,7 +261,8 @@ class FusedNode(_compat.BaseNode):
         spikes, final, sequences = runtime.run(
             program, x_seq, initial, numbers, parameters, self.channel_dim, backward, self.store_v_seq, keep
         )
-        return spikes, dict(zip(self.states, final, strict=False)), dict(zip(self.states, sequences, strict=False))
+        kept, stored = (dict(zip(self.states, values, strict=True)) if values else {} for values in (final, sequences))
+        return spikes, kept, stored
 
     def _step(
         self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
