@@ -20,8 +20,11 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
 functions are the device's by default, NVRTC takes a lambda for host code."""
 
-BLOCK = {False: 128, True: 256}
-"""Threads of a block, in the schedule without and with ``columns``."""
+BLOCK = 128
+"""Threads of a block."""
+
+GRADIENT_BLOCKS = 16
+"""Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = 150
 """Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
@@ -60,7 +63,7 @@ def segment(program: Program) -> int:
 def source(kernel: Kernel, vector: int) -> str:
     """The kernel's CUDA source for threads that own ``vector`` neighbouring neurons."""
     steps = min(segment(kernel.program), kernel.steps)
-    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK[kernel.columns], VECTOR=vector)
+    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK, VECTOR=vector)
 
 
 def vector_width(kernel: Kernel) -> int:
@@ -108,18 +111,23 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     sums are written.
     """
     outer, channels, inner = geometry
-    enough = processors * 64
+    enough = processors * (GRADIENT_BLOCKS if kernel.grads else 64)
     if kernel.columns:
-        tall = BLOCK[True] // 32
-        across = math.ceil(channels / (32 * vector))
+        wide = block_width(channels, vector)
+        tall, across = BLOCK // wide, math.ceil(channels / (wide * vector))
         shares = min(math.ceil(outer / tall), max(enough // across, 1))
         rows = tall * math.ceil(math.ceil(outer / shares) / tall)
         shares = math.ceil(outer / rows)
         return shares * across, rows, shares
-    tiles = math.ceil(outer * inner / (BLOCK[False] * vector))
+    tiles = math.ceil(outer * inner / (BLOCK * vector))
     rows = max(tiles * channels // enough, 1) if kernel.grads else 1
     shares = math.ceil(tiles / rows)
     return shares * channels, rows, shares
+
+
+def block_width(channels: int, vector: int) -> int:
+    """Threads of a block that lie side by side over channels, with ``columns``: as many as there is work for."""
+    return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
 
 
 def launch(kernel: Kernel, call: Call) -> None:
@@ -134,8 +142,7 @@ def launch(kernel: Kernel, call: Call) -> None:
     submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
     if kernel.grads:
         sums = kernel.grads * call.geometry.channels // call.neighbours
-        blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
+        submit(kernel, vector, "finish", sums, call.pack(states, shares), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
@@ -148,7 +155,7 @@ def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, de
     with torch.cuda.device(device) if elsewhere else nullcontext():
         function = _function(kernel, vector, name, device.index)
         stream = torch.cuda.current_stream().cuda_stream
-        threads = BLOCK[kernel.columns]
+        threads = BLOCK
         driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(parameters), 0)
 
 

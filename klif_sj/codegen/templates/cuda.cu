@@ -3,8 +3,52 @@
 // VECTOR neighbours in memory, moved together; the widest access is 16 bytes.
 template <class E> struct alignas(sizeof(E) * VECTOR < 16 ? sizeof(E) * VECTOR : 16) Pack { E lane[VECTOR]; };
 
-template <class E> INLINE Pack<E> load_pack(const E *from) { return *reinterpret_cast<const Pack<E> *>(from); }
-template <class E> INLINE void store_pack(const Pack<E> &pack, E *to) { *reinterpret_cast<Pack<E> *>(to) = pack; }
+// Accesses that the compiler neither narrows nor moves: it would delay a load until its first use, so that a thread
+// waits for one step after the other, and store the neighbours of a step one by one.
+#ifdef __CUDACC__
+template <int BYTES> INLINE void load_bytes(const void *from, void *to) {
+    static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "of a register, or of a vector of them");
+    bits32 *word = static_cast<bits32 *>(to);
+    if constexpr (BYTES == 16)
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
+    else if constexpr (BYTES == 8)
+        asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
+    else if constexpr (BYTES == 4)
+        asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(from));
+    else
+        asm volatile("ld.global.L1::no_allocate.u16 %0, [%1];" : "=h"(*static_cast<unsigned short *>(to)) : "l"(from));
+}
+template <int BYTES> INLINE void store_bytes(const void *from, void *to) {
+    const bits32 *word = static_cast<const bits32 *>(from);
+    if constexpr (BYTES == 16)
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+    else if constexpr (BYTES == 8)
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(to), "r"(word[0]), "r"(word[1]));
+    else if constexpr (BYTES == 4)
+        asm volatile("st.global.u32 [%0], %1;" :: "l"(to), "r"(word[0]));
+    else
+        asm volatile("st.global.u16 [%0], %1;" :: "l"(to), "h"(*static_cast<const unsigned short *>(from)));
+}
+#endif
+
+template <class E> INLINE Pack<E> load_pack(const E *from) {
+    constexpr int BYTES = sizeof(Pack<E>), WIDTH = BYTES < 16 ? BYTES : 16;
+    Pack<E> pack;
+    unroll<BYTES / WIDTH>([&](auto i) LAMBDA {
+        constexpr int offset = i.value * (WIDTH / sizeof(E));
+        load_bytes<WIDTH>(from + offset, &pack.lane[offset]);
+    });
+    return pack;
+}
+template <class E> INLINE void store_pack(const Pack<E> &pack, E *to) {
+    constexpr int BYTES = sizeof(Pack<E>), WIDTH = BYTES < 16 ? BYTES : 16;
+    unroll<BYTES / WIDTH>([&](auto i) LAMBDA {
+        constexpr int offset = i.value * (WIDTH / sizeof(E));
+        store_bytes<WIDTH>(&pack.lane[offset], to + offset);
+    });
+}
 
 typedef State States[VECTOR];
 
@@ -26,26 +70,41 @@ INLINE void store_state(const States &states, int j, real *to) {
     store_pack(pack, to);
 }
 
+constexpr int BLOCK_SHIFT = 7;
+static_assert(BLOCK == 1 << BLOCK_SHIFT, "a block's threads");
+
 // A thread's place: its first neuron in turn `turn`, that neuron's channel, and whether there is one at all.
 struct Place { int64 neuron, channel; bool inside; };
 
-constexpr int ROW_THREADS = BLOCK / 32;  // with COLUMNS a block is 32 columns wide and ROW_THREADS rows tall
+// How a block lies over the neurons. With COLUMNS it is 1 << SHIFT threads wide, as many as its channels ask for, and
+// takes as many outer positions at a time as that leaves threads for. Without, all its threads have one channel.
+struct Lie {
+    int shift;            // log2 of the threads that lie side by side
+    bits32 share, beside; // of the blocks that share a channel, and of those that lie beside each other
+};
 
-INLINE int64 blocks_across(const Call &call) {
-    return COLUMNS ? (call.channels + 32 * VECTOR - 1) / (32 * VECTOR) : call.channels;
+INLINE Lie lie_of(const Call &call) {
+    int shift = 0;
+    bits32 across = bits32(call.channels);
+    if (COLUMNS) {
+        const bits32 threads = (across + VECTOR - 1) / VECTOR;
+        shift = threads > 16 ? 5 : threads > 8 ? 4 : threads > 4 ? 3 : threads > 2 ? 2 : threads > 1;
+        across = (threads + (1u << shift) - 1) >> shift;
+    }
+    return {shift, blockIdx.x / across, blockIdx.x % across};
 }
 
 // With COLUMNS a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one channel,
 // whose neurons are counted through all outer positions.
-INLINE Place place_of(const Call &call, int turn) {
-    const int64 across = blocks_across(call), b = blockIdx.x;
+INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
     if (COLUMNS) {
-        const int64 column = (b % across * 32 + threadIdx.x % 32) * VECTOR;
-        const int64 position = int64(turn) * ROW_THREADS + threadIdx.x / 32, o = b / across * call.rows + position;
-        return {o * call.channels + column, column, position < call.rows && o < call.outer && column < call.channels};
+        const int row = (turn << BLOCK_SHIFT - lie.shift) + (threadIdx.x >> lie.shift);
+        const int64 column = int64((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
+        const int64 o = int64(lie.share) * int(call.rows) + row;
+        return {o * call.channels + column, column, row < int(call.rows) && o < call.outer && column < call.channels};
     }
-    const int64 channel = b % across, size = call.outer * call.inner;
-    const int64 n = ((b / across * call.rows + turn) * BLOCK + threadIdx.x) * VECTOR;
+    const int64 channel = lie.beside, size = call.outer * call.inner;
+    const int64 n = ((int64(lie.share) * int(call.rows) + turn) * BLOCK + threadIdx.x) * VECTOR;
     int64 o = 0, position = n;
     if (call.outer > 1) {
         o = size < 0x7fffffff ? int64(bits32(n) / bits32(call.inner)) : n / call.inner;
@@ -57,17 +116,21 @@ INLINE Place place_of(const Call &call, int turn) {
 // The channel whose parameters a thread's lane has.
 INLINE int64 channel_of(const Call &call, const Place &place, int lane) {
     if (!COLUMNS) return place.channel;
-    return call.neighbours == 1 ? place.channel + lane : (place.channel + lane) / call.neighbours;
+    const bits32 column = bits32(place.channel) + lane;
+    return call.neighbours == 1 ? column : column / bits32(call.neighbours);
 }
 
-INLINE int turns(const Call &call) {
-    return int(COLUMNS ? (call.rows + ROW_THREADS - 1) / ROW_THREADS : call.rows);
+INLINE int turns(const Call &call, const Lie &lie) {
+    const int log2_tall = BLOCK_SHIFT - lie.shift;
+    return COLUMNS ? (int(call.rows) + (1 << log2_tall) - 1) >> log2_tall : int(call.rows);
 }
 
+#if !BACKWARD
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
-    for (int turn = 0; turn < turns(call); turn++) {
-        const Place place = place_of(call, turn);
+    const Lie lie = lie_of(call);
+    for (int turn = 0; turn < turns(call, lie); turn++) {
+        const Place place = place_of(call, lie, turn);
         if (!place.inside) continue;
         States states;
         load_states(call, view, 0, place.neuron, states);
@@ -94,46 +157,47 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     }
 }
 
-#if BACKWARD
-// Sums over the threads that share a channel: over the block, or with COLUMNS over the rows of each column. The result
-// is for the threads for which keeps_sum() holds.
-INLINE real sum_of_threads(real value) {
-    __shared__ real shared[BLOCK];
-    if (!COLUMNS)
-        for (int distance = 16; distance; distance /= 2) value += __shfl_down_sync(0xffffffffu, value, distance);
-    __syncthreads();
-    shared[threadIdx.x] = value;
-    __syncthreads();
-    real sum = 0;
-    if (COLUMNS) for (int row = 0; row < ROW_THREADS; row++) sum += shared[row * 32 + threadIdx.x % 32];
-    else for (int warp = 0; warp < ROW_THREADS; warp++) sum += shared[warp * 32];
-    return sum;
-}
-
-INLINE bool keeps_sum() { return COLUMNS ? threadIdx.x < 32 : threadIdx.x == 0; }
-
-// Where the sum of gradient g of a thread's lane goes.
-INLINE real *partial_of(const Call &call, int g, int lane) {
-    const int64 across = blocks_across(call), b = blockIdx.x;
-    if (!COLUMNS) return call.partial + b * GRADS + g;
-    const int64 column = (b % across * 32 + threadIdx.x % 32) * VECTOR + lane;
-    return column < call.channels ? call.partial + (b / across * GRADS + g) * call.channels + column : nullptr;
-}
-
+#else
 constexpr int SUMS = COLUMNS ? VECTOR : 1;  // lanes share a sum where they share a channel
+constexpr int AT_A_TIME = 32;               // sums that shared memory has room for
 
-INLINE void flush(const Call &call, int g, int lane, real value, bool add) {
-    const real sum = sum_of_threads(value);
-    real *to = partial_of(call, g, lane);
-    if (keeps_sum() && to) *to = add ? *to + sum : sum;
+// Sums over the threads that share a channel, of N gradients of their lane: value(i) is a thread's own part of the i-th,
+// gradient(i) says which one it is. A fixed order, and one barrier for all of them. `again`: it is not the first call.
+template <int N, class Value, class Gradient>
+INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value, const Gradient &gradient, bool add, bool again) {
+    constexpr int PARTS = COLUMNS ? BLOCK : BLOCK / 32;
+    __shared__ real shared[N < AT_A_TIME ? AT_LEAST_ONE(N) : AT_A_TIME][PARTS];
+    unroll<(N + AT_A_TIME - 1) / AT_A_TIME>([&](auto part) LAMBDA {
+        constexpr int FIRST = part.value * AT_A_TIME, HERE = N - FIRST < AT_A_TIME ? N - FIRST : AT_A_TIME;
+        if (FIRST || again) __syncthreads();
+        unroll<HERE>([&](auto i) LAMBDA {
+            real sum = value(Constant<FIRST + i.value>());
+            if (!COLUMNS)
+                for (int distance = 16; distance; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+            if (COLUMNS) shared[i][threadIdx.x] = sum;
+            else if (threadIdx.x % 32 == 0) shared[i][threadIdx.x / 32] = sum;
+        });
+        __syncthreads();
+        for (int i = threadIdx.x; i < HERE << lie.shift; i += BLOCK) {
+            const int across = i & (1 << lie.shift) - 1, g = gradient(FIRST + (i >> lie.shift));
+            const int64 column = int64((lie.beside << lie.shift) + across) * VECTOR + lane;
+            if (COLUMNS && column >= call.channels) continue;
+            real sum = 0;
+            for (int part = across; part < PARTS; part += 1 << lie.shift) sum += shared[i >> lie.shift][part];
+            real *to = call.partial + (COLUMNS ? (int64(lie.share) * GRADS + g) * call.channels + column
+                                               : int64(blockIdx.x) * GRADS + g);
+            *to = add ? *to + sum : sum;
+        }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
     const View view = view_of(call);
+    const Lie lie = lie_of(call);
     Totals totals[SUMS] = {};
     Stepwise<SEGMENT> stepwise[SUMS] = {};
-    for (int turn = 0; turn < turns(call); turn++) {
-        const Place place = place_of(call, turn);
+    for (int turn = 0; turn < turns(call, lie); turn++) {
+        const Place place = place_of(call, lie, turn);
         States grad_states;
         unroll<STATES>([&](auto j) LAMBDA {
             Pack<real> pack = {};
@@ -169,13 +233,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                     store_pack(grads[s], call.grad_x + (t0 + s) * view.neurons + place.neuron);
                 });
             }
-            if constexpr (SEGMENTS > 1)  // no thread could hold a sum for every step of a long sequence
+            if constexpr (SEGMENTS > 1 && STEPWISE > 0)  // no thread could hold a sum for every step of a long sequence
                 unroll<SUMS>([&](auto lane) LAMBDA {
+                    flush<STEPWISE * L>(
+                        call, lie, lane, [&](auto i) LAMBDA { return stepwise[lane][i / L][i % L]; },
+                        [&](int i) LAMBDA { return TOTALS + i / L * T + t0 + i % L; }, turn > 0, true);
                     unroll<STEPWISE>([&](auto q) LAMBDA {
-                        unroll<L>([&](auto s) LAMBDA {
-                            flush(call, TOTALS + q * T + t0 + s, lane, stepwise[lane][q][s], turn > 0);
-                            stepwise[lane][q][s] = 0;
-                        });
+                        unroll<L>([&](auto s) LAMBDA { stepwise[lane][q][s] = 0; });
                     });
                 });
         });
@@ -184,32 +248,35 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                 store_state(grad_states, j, call.grad_initial[j] + place.neuron);
         });
     }
-    unroll<SUMS>([&](auto lane) LAMBDA {
-        unroll<TOTALS>([&](auto q) LAMBDA { flush(call, q, lane, totals[lane][q], false); });
-        if constexpr (SEGMENTS == 1) unroll<STEPWISE>([&](auto q) LAMBDA {
-            unroll<T>([&](auto s) LAMBDA { flush(call, TOTALS + q * T + s, lane, stepwise[lane][q][s], false); });
-        });
+    constexpr int LEFT = SEGMENTS == 1 ? GRADS : TOTALS;
+    if constexpr (LEFT > 0) unroll<SUMS>([&](auto lane) LAMBDA {
+        flush<LEFT>(
+            call, lie, lane,
+            [&](auto i) LAMBDA {
+                if constexpr (i.value < TOTALS) return totals[lane][i];
+                else return stepwise[lane][(i - TOTALS) / T][(i - TOTALS) % T];
+            },
+            [&](int i) LAMBDA { return i; }, false, lane.value > 0 || SEGMENTS > 1);
     });
 }
 
-// The second pass: the blocks' sums to one sum per gradient and channel, in a fixed order. `rows` counts the blocks
-// that share a channel. With COLUMNS a thread has its own sum, over neighbours as well, else a block has.
+// The second pass: a block adds what the blocks that share a channel, `rows` of them, have left of one gradient, in a
+// fixed order; with COLUMNS over the neighbours that share a channel as well.
 extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
-    if (COLUMNS) {
-        const int64 e = int64(blockIdx.x) * BLOCK + threadIdx.x;
-        if (e >= GRADS * (call.channels / call.neighbours)) return;
-        double sum = 0;
-        for (int64 row = 0; row < call.rows; row++)
-            for (int64 n = 0; n < call.neighbours; n++)
-                sum += call.partial[row * GRADS * call.channels + e * call.neighbours + n];
-        call.grad_parameters[e] = real(sum);
-    } else {
-        const int64 channel = blockIdx.x % call.channels, g = blockIdx.x / call.channels;
-        real value = 0;
-        for (int64 row = threadIdx.x; row < call.rows; row += BLOCK)
-            value += call.partial[(row * call.channels + channel) * GRADS + g];
-        const real sum = sum_of_threads(value);
-        if (keeps_sum()) call.grad_parameters[g * call.channels + channel] = sum;
+    __shared__ double shared[BLOCK / 32];
+    const int64 e = blockIdx.x, stride = GRADS * call.channels;
+    double sum = 0;
+    for (int64 n = 0; n < call.neighbours; n++) {
+        const real *from = call.partial + e * call.neighbours + n;
+#pragma unroll 8
+        for (int row = threadIdx.x; row < int(call.rows); row += BLOCK) sum += from[row * stride];
     }
+    for (int distance = 16; distance; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int warp = 1; warp < BLOCK / 32; warp++) sum += shared[warp];
+    constexpr int grads = AT_LEAST_ONE(GRADS);
+    call.grad_parameters[COLUMNS ? e : e % grads * call.channels + e / grads] = real(sum);
 }
 #endif
