@@ -50,6 +50,11 @@ template <class E> INLINE void store_pack(const Pack<E> &pack, E *to) {
     });
 }
 
+template <class E> INLINE bits32 first_bits(const Pack<E> &pack) {
+    if constexpr (sizeof(pack) >= 4) return *reinterpret_cast<const bits32 *>(&pack);
+    else return *reinterpret_cast<const unsigned short *>(&pack);
+}
+
 typedef State States[VECTOR];
 
 // The states of a thread's neurons where a segment starts, from the checkpoints, or from the initial states.
@@ -62,6 +67,19 @@ INLINE void load_states(const Call &call, const View &view, int segment, int64 n
             states[lane][j] = from ? pack.lane[lane] : real(call.initial_value[j]);
         });
     });
+}
+
+// Makes the states, with which a step begins, seem to depend on every pack: the assembler then asks for all of them before
+// the first step, where it would ask for one step after the other and wait each time.
+template <int L> INLINE void ask_for_all(const Call &call, const Pack<io> (&packs)[L], States &states) {
+#ifdef __CUDACC__
+    if constexpr (sizeof(real) == 4) {
+        bits32 any = 0;
+        unroll<L>([&](auto s) LAMBDA { any |= first_bits(packs[s]); });
+        any &= bits32(call.neighbours >> 32);  // which is 0, but nobody tells the compiler
+        unroll<VECTOR>([&](auto lane) LAMBDA { states[lane][0] = as_float(as_bits(states[lane][0]) | any); });
+    }
+#endif
 }
 
 INLINE void store_state(const States &states, int j, real *to) {
@@ -138,6 +156,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
             constexpr int L = length.value;
             Pack<io> packs[L];
             unroll<L>([&](auto s) LAMBDA { packs[s] = load_pack(call.x + (t0 + s) * call.x_stride + place.neuron); });
+            ask_for_all(call, packs, states);
             unroll<VECTOR>([&](auto lane) LAMBDA {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
@@ -214,6 +233,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                 });
                 States states;
                 load_states(call, view, segment, place.neuron, states);
+                ask_for_all(call, packs, states);
+                ask_for_all(call, grads, states);
                 unroll<VECTOR>([&](auto lane) LAMBDA {
                     constexpr int sum = COLUMNS ? lane.value : 0;
                     real x[L], grad[L];
