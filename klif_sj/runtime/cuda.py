@@ -23,7 +23,7 @@ functions are the device's by default, NVRTC takes a lambda for host code."""
 BLOCK = 128
 """Threads of a block."""
 
-GRADIENT_BLOCKS = 16
+GRADIENT_BLOCKS = 32
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = 150

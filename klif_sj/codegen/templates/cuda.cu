@@ -69,17 +69,20 @@ INLINE void load_states(const Call &call, const View &view, int segment, int64 n
     });
 }
 
-// Makes the states, with which a step begins, seem to depend on every pack: the assembler then asks for all of them before
-// the first step, where it would ask for one step after the other and wait each time.
-template <int L> INLINE void ask_for_all(const Call &call, const Pack<io> (&packs)[L], States &states) {
+// Makes a state, with which a step begins, seem to depend on something that it should wait for.
+INLINE void start_after(const Call &call, bits32 something, real &state) {
 #ifdef __CUDACC__
-    if constexpr (sizeof(real) == 4) {
-        bits32 any = 0;
-        unroll<L>([&](auto s) LAMBDA { any |= first_bits(packs[s]); });
-        any &= bits32(call.neighbours >> 32);  // which is 0, but nobody tells the compiler
-        unroll<VECTOR>([&](auto lane) LAMBDA { states[lane][0] = as_float(as_bits(states[lane][0]) | any); });
-    }
+    if constexpr (sizeof(real) == 4)
+        state = as_float(as_bits(state) | something & bits32(call.neighbours >> 32));  // 0, which no compiler knows
 #endif
+}
+
+// The assembler then asks for all packs before the first step, where it would ask for one step after the other and wait
+// each time.
+template <int L> INLINE void start_after_loads(const Call &call, const Pack<io> (&packs)[L], States &states) {
+    bits32 any = 0;
+    unroll<L>([&](auto s) LAMBDA { any |= first_bits(packs[s]); });
+    unroll<VECTOR>([&](auto lane) LAMBDA { start_after(call, any, states[lane][0]); });
 }
 
 INLINE void store_state(const States &states, int j, real *to) {
@@ -156,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
             constexpr int L = length.value;
             Pack<io> packs[L];
             unroll<L>([&](auto s) LAMBDA { packs[s] = load_pack(call.x + (t0 + s) * call.x_stride + place.neuron); });
-            ask_for_all(call, packs, states);
+            start_after_loads(call, packs, states);
             unroll<VECTOR>([&](auto lane) LAMBDA {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
@@ -233,8 +236,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                 });
                 States states;
                 load_states(call, view, segment, place.neuron, states);
-                ask_for_all(call, packs, states);
-                ask_for_all(call, grads, states);
+                start_after_loads(call, packs, states);
+                start_after_loads(call, grads, states);
                 unroll<VECTOR>([&](auto lane) LAMBDA {
                     constexpr int sum = COLUMNS ? lane.value : 0;
                     real x[L], grad[L];
@@ -249,6 +252,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                     unroll<STEPWISE>([&](auto q) LAMBDA {
                         unroll<L>([&](auto s) LAMBDA { stepwise[sum][q][s] += steps[q][s]; });
                     });
+                    // Two neighbours at a time: their steps fill each other's waits, and all at once take registers.
+                    if constexpr (lane.value + 2 < VECTOR)
+                        start_after(call, as_bits(float(grad_states[lane][0])), states[lane + 2][0]);
                 });
                 if (call.grad_x) unroll<L>([&](auto s) LAMBDA {
                     store_pack(grads[s], call.grad_x + (t0 + s) * view.neurons + place.neuron);
