@@ -23,7 +23,7 @@ functions are the device's by default, NVRTC takes a lambda for host code."""
 BLOCK = 128
 """Threads of a block."""
 
-GRADIENT_BLOCKS = 32
+GRADIENT_BLOCKS = 24
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = 150
@@ -74,7 +74,7 @@ def vector_width(kernel: Kernel) -> int:
     unrolled code would take seconds to compile.
     """
     size, steps = kernel.dtype.itemsize, min(segment(kernel.program), kernel.steps)
-    width = 8 if size == 2 else min(1 << (max(64 // (steps * size), 1).bit_length() - 1), 16 // size)
+    width = 16 // size
     most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
     while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS):
         width //= 2
@@ -120,7 +120,7 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
         shares = math.ceil(outer / rows)
         return shares * across, rows, shares
     tiles = math.ceil(outer * inner / (BLOCK * vector))
-    rows = max(tiles * channels // enough, 1) if kernel.grads else 1
+    rows = max(math.ceil(tiles * channels / enough), 1) if kernel.grads else 1
     shares = math.ceil(tiles / rows)
     return shares * channels, rows, shares
 

@@ -164,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
                 walk<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane]);
+                if constexpr (lane.value + 2 < VECTOR) start_after(call, as_bits(float(x[L - 1])), states[lane + 2][0]);
                 unroll<L>([&](auto s) LAMBDA { store_(x[s], packs[s].lane[lane]); });
             });
             unroll<L>([&](auto s) LAMBDA {
