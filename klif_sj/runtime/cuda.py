@@ -26,8 +26,9 @@ BLOCK = 128
 GRADIENT_BLOCKS = 24
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
-REGISTERS = 150
-"""Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
+REGISTERS = {False: 150, True: 110}
+"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
+rest is for the arithmetic."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
@@ -76,7 +77,9 @@ def vector_width(kernel: Kernel) -> int:
     size, steps = kernel.dtype.itemsize, min(segment(kernel.program), kernel.steps)
     width = 16 // size
     most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
-    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS):
+    if kernel.record:
+        return 1  # recorded states are stored one by one, and so lie side by side
+    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[kernel.columns]):
         width //= 2
     return width
 
@@ -93,14 +96,14 @@ def _registers(kernel: Kernel, width: int) -> int:
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:
-    """:func:`vector_width` where every row starts on its boundary, else 1."""
+    """:func:`vector_width`, halved until every row starts on its boundary."""
     vector, geometry = vector_width(kernel), call.geometry
     strides = [t.stride(0) for t in (call.x, call.grad_spikes) if t is not None]
     strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
-    if any(stride % vector for stride in strides):
-        return 1
-    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
-        return 1
+    while vector > 1 and any(stride % vector for stride in strides):
+        vector //= 2
+    while vector > 1 and any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
+        vector //= 2
     return vector
 
 

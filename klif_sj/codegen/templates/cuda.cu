@@ -94,8 +94,8 @@ INLINE void store_state(const States &states, int j, real *to) {
 constexpr int BLOCK_SHIFT = 7;
 static_assert(BLOCK == 1 << BLOCK_SHIFT, "a block's threads");
 
-// A thread's place: its first neuron in turn `turn`, that neuron's channel, and whether there is one at all.
-struct Place { int64 neuron, channel; bool inside; };
+// A thread's place: its first neuron in turn `turn`, and whether there is one at all.
+struct Place { int64 neuron; bool inside; };
 
 // How a block lies over the neurons. With COLUMNS it is 1 << SHIFT threads wide, as many as its channels ask for, and
 // takes as many outer positions at a time as that leaves threads for. Without, all its threads have one channel.
@@ -122,7 +122,7 @@ INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
         const int row = (turn << BLOCK_SHIFT - lie.shift) + (threadIdx.x >> lie.shift);
         const int64 column = int64((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
         const int64 o = int64(lie.share) * int(call.rows) + row;
-        return {o * call.channels + column, column, row < int(call.rows) && o < call.outer && column < call.channels};
+        return {o * call.channels + column, row < int(call.rows) && o < call.outer && column < call.channels};
     }
     const int64 channel = lie.beside, size = call.outer * call.inner;
     const int64 n = ((int64(lie.share) * int(call.rows) + turn) * BLOCK + threadIdx.x) * VECTOR;
@@ -131,14 +131,54 @@ INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
         o = size < 0x7fffffff ? int64(bits32(n) / bits32(call.inner)) : n / call.inner;
         position = n - o * call.inner;
     }
-    return {(o * call.channels + channel) * call.inner + position, channel, n < size};
+    return {(o * call.channels + channel) * call.inner + position, n < size};
 }
 
-// The channel whose parameters a thread's lane has.
-INLINE int64 channel_of(const Call &call, const Place &place, int lane) {
-    if (!COLUMNS) return place.channel;
-    const bits32 column = bits32(place.channel) + lane;
-    return call.neighbours == 1 ? column : column / bits32(call.neighbours);
+// The channels whose parameters a thread's lanes have, as long as it does not leave its columns. One division for all.
+struct Channels { bits32 of_lane[COLUMNS ? VECTOR : 1]; };
+
+INLINE Channels channels_of(const Call &call, const Lie &lie) {
+    Channels found = {{lie.beside}};
+    if constexpr (COLUMNS) {
+        const bits32 neighbours = bits32(call.neighbours);
+        const bits32 column = ((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
+        bits32 channel = column / neighbours, beside = column % neighbours;
+        unroll<VECTOR>([&](auto lane) LAMBDA {
+            found.of_lane[lane] = channel;
+            beside++;
+            if (beside == neighbours) { beside = 0; channel++; }
+        });
+    }
+    return found;
+}
+
+// The parameters of a thread's channels. Those of a sequence of one segment stay in registers from turn to turn.
+struct Held {
+    const View &view;
+    const Channels &channels;
+    real value[COLUMNS ? VECTOR : 1][AT_LEAST_ONE(PARAMETERS)][SEGMENTS == 1 ? T : 1];
+};
+
+INLINE Held hold(const View &view, const Channels &channels) {
+    Held held = {view, channels};
+    if constexpr (SEGMENTS == 1) unroll<COLUMNS ? VECTOR : 1>([&](auto lane) LAMBDA {
+        const bits32 channel = channels.of_lane[lane] < view.channels ? channels.of_lane[lane] : 0;
+        unroll<T>([&](auto t) LAMBDA {
+            Parameters p;
+            load_parameters(view, channel, t, p);
+            unroll<PARAMETERS>([&](auto j) LAMBDA { held.value[lane][j][t] = p[j]; });
+        });
+    });
+    return held;
+}
+
+// What walk takes them from, for a lane.
+template <int LANE> INLINE auto parameters_of(const Held &held, int t0) {
+    constexpr int lane = COLUMNS ? LANE : 0;
+    return [&held, t0](auto s, Parameters &p) LAMBDA {
+        if constexpr (SEGMENTS == 1) unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = held.value[lane][j][s]; });
+        else load_parameters(held.view, held.channels.of_lane[lane], t0 + s, p);
+    };
 }
 
 INLINE int turns(const Call &call, const Lie &lie) {
@@ -150,6 +190,8 @@ INLINE int turns(const Call &call, const Lie &lie) {
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
     const Lie lie = lie_of(call);
+    const Channels channels = channels_of(call, lie);
+    const Held held = hold(view, channels);
     for (int turn = 0; turn < turns(call, lie); turn++) {
         const Place place = place_of(call, lie, turn);
         if (!place.inside) continue;
@@ -163,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
             unroll<VECTOR>([&](auto lane) LAMBDA {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
-                walk<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane]);
+                walk<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane]);
                 if constexpr (lane.value + 2 < VECTOR) start_after(call, as_bits(float(x[L - 1])), states[lane + 2][0]);
                 unroll<L>([&](auto s) LAMBDA { store_(x[s], packs[s].lane[lane]); });
             });
@@ -217,6 +259,8 @@ INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value
 extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
     const View view = view_of(call);
     const Lie lie = lie_of(call);
+    const Channels channels = channels_of(call, lie);
+    const Held held = hold(view, channels);
     Totals totals[SUMS] = {};
     Stepwise<SEGMENT> stepwise[SUMS] = {};
     for (int turn = 0; turn < turns(call, lie); turn++) {
@@ -247,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                         x[s] = load_(packs[s].lane[lane]);
                         grad[s] = load_(grads[s].lane[lane]);
                     });
-                    walk_back<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane], grad,
+                    walk_back<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane], grad,
                                  grad_states[lane], totals[sum], steps);
                     unroll<L>([&](auto s) LAMBDA { store_(grad[s], grads[s].lane[lane]); });
                     unroll<STEPWISE>([&](auto q) LAMBDA {
