@@ -1,6 +1,7 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
+from .neuron.checkpointing import state_contexts
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
 from .swap import patched, swap_neurons
@@ -16,5 +17,6 @@ __all__ = [
     "Rect",
     "parameter_groups",
     "patched",
+    "state_contexts",
     "swap_neurons",
 ]

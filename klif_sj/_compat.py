@@ -13,16 +13,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate
-from spikingjelly.activation_based.neuron import BaseNode
+from spikingjelly.activation_based.neuron import BaseNode as _BaseNode
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 SPIKINGJELLY_2 = hasattr(base.MemoryModule, "single_step_functional_forward")
 LINE = "2.x" if SPIKINGJELLY_2 else "0.0.0.0.14"
 
 
+if SPIKINGJELLY_2:
+    BaseNode = _BaseNode
+else:
+
+    class BaseNode(_BaseNode):  # type: ignore[no-redef]
+        """``BaseNode`` as 0.0.0.0.14's AttributeMonitor wants it: it asks ``__getattr__`` for plain attributes too."""
+
+        def __getattr__(self, name: str) -> Any:
+            attributes = self.__dict__
+            return attributes[name] if name in attributes else super().__getattr__(name)
+
+
 def init_base_node(
-    node: BaseNode,
+    node: _BaseNode,
     v_threshold: float,
     v_reset: float | None,
     surrogate_function: Callable,
@@ -31,7 +46,7 @@ def init_base_node(
 ) -> None:
     """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are none of its, so it gets ``'torch'``."""
     options: dict[str, Any] = {} if SPIKINGJELLY_2 else {"backend": "torch"}
-    BaseNode.__init__(
+    _BaseNode.__init__(
         node,
         v_threshold=v_threshold,
         v_reset=v_reset,
@@ -62,7 +77,7 @@ def spiking_neurons() -> dict[str, type[base.MemoryModule]]:
     return {
         name: value
         for name, value in vars(neuron).items()
-        if name in others or (isinstance(value, type) and issubclass(value, BaseNode) and value is not BaseNode)
+        if name in others or (isinstance(value, type) and issubclass(value, _BaseNode) and value is not _BaseNode)
     }
 
 
@@ -78,6 +93,14 @@ def operation_counters() -> Any:
     from spikingjelly.activation_based import op_counter
 
     return op_counter
+
+
+def operations_are_counted() -> bool:
+    """Whether one of 2.x's modes that look at every operation (counters, energy estimates) is active in this thread."""
+    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
+        return False
+    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
+    return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)
 
 
 def forget_reset_lists(net: nn.Module) -> None:

@@ -27,7 +27,7 @@ def environment(device: str) -> dict[str, str]:
         "triton": _version("triton"),
         "spikingjelly": _version("spikingjelly"),
         "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
 
 

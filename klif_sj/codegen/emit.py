@@ -135,11 +135,13 @@ def literal(value: float | bool, dtype: torch.dtype) -> str:
         return "true" if value else "false"
     if dtype not in (torch.float32, torch.float64):
         return str(int(value))
+    with np.errstate(over="ignore"):
+        rounded = (np.float32 if dtype == torch.float32 else np.float64)(value)
     if math.isnan(value):
         return "real(NAN)"
-    if math.isinf(value):
+    if np.isinf(rounded):
         return "real(INFINITY)" if value > 0 else "real(-INFINITY)"
-    text = str(np.float32(value)) if dtype == torch.float32 else repr(float(value))
+    text = str(rounded)
     text = text if re.search(r"[.e]", text) else f"{text}.0"
     text += "f" if dtype == torch.float32 else ""
     return f"({text})" if value < 0 or text.startswith("-") else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,18 +16,6 @@ class PerStep(NamedTuple):
     values: Tensor
 
 
-class Effective:
-    """The effective parameters of one time step, read as attributes by a neuron's equations."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self._values = values
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"no effective parameter {name!r}; effective_parameters() is to return it")
-        return self._values[name]
-
-
 class _Bounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
@@ -38,9 +26,8 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
-        # Gradient descent moves against the gradient: a negative one would raise the value further.
-        outward = torch.where(grad < 0, raw >= ctx.high, (raw <= ctx.low) & (grad > 0))
-        return grad.masked_fill(outward, 0.0), None, None
+        # Gradient descent moves against the gradient: a negative one raises the value, which must be below its bound.
+        return grad * torch.where(grad < 0, raw < ctx.high, raw > ctx.low), None, None
 
 
 class _ClampedThrough(torch.autograd.Function):
@@ -74,6 +61,17 @@ def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
     raw value near its bounds, so it may take a while to come back.
     """
     return _ClampedThrough.apply(raw, low, high)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module and its submodules. ``module.parameters()`` takes five times as long."""
+    for tensors in (module._parameters, module._buffers):
+        for tensor in tensors.values():
+            if tensor is not None:
+                yield tensor
+    for child in module._modules.values():
+        if child is not None:
+            yield from tensors_of(child)
 
 
 def sigmoids(raws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,6 +127,14 @@ def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     if value.ndim == 0:
         return value
     return value.view([-1 if dim == channel_dim else 1 for dim in range(x.ndim)])
+
+
+def soft_reset_depth(v_threshold: float | Tensor) -> float | Tensor:
+    """What a soft reset takes off the potential for a spike: the threshold.
+
+    It is 0 where the threshold is infinite: there are no spikes then, and 0 times infinity is not a number.
+    """
+    return 0.0 if isinstance(v_threshold, float) and math.isinf(v_threshold) else v_threshold
 
 
 def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import torch
 from tolerance import assert_close, assert_equal
 
 from klif_sj.training.data.augment import AUGMENTATIONS, Augmentation, crop, cutout, flip
-from klif_sj.training.data.info import DATASETS
+from klif_sj.training.data.catalogue import DATASETS
 
 pytestmark = pytest.mark.once
 
@@ -30,7 +30,7 @@ def test_crop_is_a_window_of_the_padded_image() -> None:
             for column in range(5):
                 source = (row + down - 2, column + right - 2)
                 inside = all(0 <= place < 5 for place in source)
-                expected = x[sample, :, *source] if inside else torch.zeros(3, dtype=torch.uint8)
+                expected = x[(sample, slice(None), *source)] if inside else torch.zeros(3, dtype=torch.uint8)
                 assert_equal(out[sample, :, row, column], expected, f"sample {sample}, pixel {row}, {column}")
 
 

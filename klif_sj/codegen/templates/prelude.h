@@ -3,6 +3,10 @@
 #define INLINE __device__ __forceinline__
 #define DEVICE __device__
 #define LAMBDA
+#ifndef INFINITY
+#define INFINITY __uint_as_float(0x7f800000u)
+#define NAN __uint_as_float(0x7fc00000u)
+#endif
 #else
 #include <cmath>
 #include <cstdint>
