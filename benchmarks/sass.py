@@ -1,7 +1,7 @@
 """Read what NVRTC makes of a kernel, without a GPU, and predict its share of copy bandwidth on one.
 
-    python benchmarks/sass.py --neuron klif --dtype float16 --T 4 [--pass backward] [--layout channels-last] [--arch 90]
-    python benchmarks/sass.py --table     # all of them: benchmarks/predicted.json, docs/predicted.md
+python benchmarks/sass.py --neuron klif --dtype float16 --T 4 [--pass backward] [--layout channels-last] [--arch 90]
+python benchmarks/sass.py --table     # all of them: benchmarks/predicted.json, docs/predicted.md
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--T", type=int, default=4)
     add("--pass", dest="pass_", choices=("forward", "backward"), help="default: both")
     add("--layout", choices=LAYOUTS, default="contiguous")
-    add("--arch", type=int, default=90, help="75 for sm_75, ... (default: 90; the model's clock and memory are an H100's)")
+    add(
+        "--arch",
+        type=int,
+        default=90,
+        help="75 for sm_75, ... (default: 90; the model's clock and memory are an H100's)",
+    )
     add("--table", action="store_true", help="write benchmarks/predicted.json and docs/predicted.md")
     return parser.parse_args()
 
