@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, neuron, surrogate
+from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import Tensor
 
 from . import LINE, SPIKINGJELLY_2
@@ -204,51 +205,50 @@ def _hooks_of() -> dict[type, type]:
 
 
 if SPIKINGJELLY_2:
-    from spikingjelly._ops.eif import reference as _eif
-    from spikingjelly._ops.if_ import reference as _if
-    from spikingjelly._ops.izhikevich import reference as _izhikevich
-    from spikingjelly._ops.lif import reference as _lif
-    from spikingjelly._ops.plif import reference as _plif
-    from spikingjelly._ops.qif import reference as _qif
-    from spikingjelly._ops.reset import voltage as _voltage
+
+    @functools.cache
+    def _plain(operator: str) -> Callable[..., Any]:
+        """The plain torch step beneath a registered operator. SpikingJelly itself imports it with the first call."""
+        step: Callable[..., Any] = importlib.import_module(f"spikingjelly._ops.{operator}.reference").step
+        return step
 
     def _firing(self: Any) -> tuple[Any, ...]:
         return self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset
 
     def _if_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _if.step(x, self.v, *_firing(self))
+        spike, self.v, _ = _plain("if_")(x, self.v, *_firing(self))
         return spike
 
     def _half_threshold_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _if.step(x, self.v, self.v_threshold, None, self.surrogate_function, self.detach_reset)
+        spike, self.v, _ = _plain("if_")(x, self.v, self.v_threshold, None, self.surrogate_function, self.detach_reset)
         return spike
 
     def _lif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _lif.step(x, self.v, self.tau, self.decay_input, *_firing(self))
+        spike, self.v, _ = _plain("lif")(x, self.v, self.tau, self.decay_input, *_firing(self))
         return spike
 
     def _sltt_step(self: Any, x: Tensor) -> Tensor:
         v = self.v.detach() if self.training else self.v
         fire = self.surrogate_function if self.training else surrogate.heaviside
-        spike, self.v, _ = _lif.step(
+        spike, self.v, _ = _plain("lif")(
             x, v, self.tau, self.decay_input, self.v_threshold, self.v_reset, fire, self.detach_reset
         )
         return spike
 
     def _plif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plif.step(x, self.v, self.w, self.decay_input, *_firing(self))
+        spike, self.v, _ = _plain("plif")(x, self.v, self.w, self.decay_input, *_firing(self))
         return spike
 
     def _qif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _qif.step(x, self.v, self.tau, self.a0, self.v_rest, self.v_c, *_firing(self))
+        spike, self.v, _ = _plain("qif")(x, self.v, self.tau, self.a0, self.v_rest, self.v_c, *_firing(self))
         return spike
 
     def _eif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _eif.step(x, self.v, self.tau, self.v_rest, self.theta_rh, self.delta_T, *_firing(self))
+        spike, self.v, _ = _plain("eif")(x, self.v, self.tau, self.v_rest, self.theta_rh, self.delta_T, *_firing(self))
         return spike
 
     def _izhikevich_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, self.w, _ = _izhikevich.step(
+        spike, self.v, self.w, _ = _plain("izhikevich")(
             x, self.v, self.w, self.tau, self.v_rest, self.v_c, self.a0, self.a, self.b, self.tau_w, *_firing(self)
         )
         return spike
@@ -269,7 +269,7 @@ if SPIKINGJELLY_2:
             return self.surrogate_function(self.v - self.v_threshold)
 
         def neuronal_reset(self: Any, spike: Tensor) -> None:
-            self.v = _voltage(self.v, spike, self.v_threshold, self.v_reset, self.detach_reset)
+            self.v = functional.voltage_reset(self.v, spike, self.v_threshold, self.v_reset, self.detach_reset)
 
         @staticmethod
         def jit_hard_reset(v: Tensor, spike: Tensor, v_reset: float) -> Tensor:
@@ -289,7 +289,7 @@ if SPIKINGJELLY_2:
 
     class LIFHooks(BaseHooks):
         def neuronal_charge(self: Any, x: Tensor) -> None:
-            self.v = _lif.charge(x, self.v, self.tau, self.decay_input, self.v_reset)
+            self.v = functional.lif_charge(x, self.v, self.tau, self.decay_input, self.v_reset)
 
     class PLIFHooks(BaseHooks):
         def neuronal_charge(self: Any, x: Tensor) -> None:
@@ -316,11 +316,13 @@ if SPIKINGJELLY_2:
 
     class KLIFHooks(BaseHooks):
         def neuronal_charge(self: Any, x: Tensor) -> None:
-            self.v = torch.relu(self.k * _lif.charge(x, self.v, self.tau, self.decay_input, self.v_reset))
+            self.v = torch.relu(self.k * functional.lif_charge(x, self.v, self.tau, self.decay_input, self.v_reset))
 
         def neuronal_reset(self: Any, spike: Tensor) -> None:
             scale = self.k if self.scale_reset else 1.0
-            self.v = _voltage(self.v / scale, spike, self.v_threshold / scale, self.v_reset, self.detach_reset)
+            self.v = functional.voltage_reset(
+                self.v / scale, spike, self.v_threshold / scale, self.v_reset, self.detach_reset
+            )
 
     _hooks_of().update({
         neuron.BaseNode: BaseHooks, neuron.IFNode: IFHooks, neuron.LIFNode: LIFHooks,

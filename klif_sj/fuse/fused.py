@@ -14,7 +14,7 @@ from .. import codegen, runtime
 from .._checks import check_input
 from .._compat import steps
 from ..codegen import Scope, note_methods
-from ..neuron.on_kernels import OnKernels, kind_of
+from ..neuron.on_kernels import OnKernels, kind_of, traceable
 from ..neuron.parameters import PerStep, fit_to_input
 from ..neuron.states import NOT_KEPT, as_state, fit_state, state_dtype
 
@@ -41,6 +41,7 @@ class Fused(OnKernels):
     def _kernel_equations(self) -> codegen.Equations:
         return type(self)._fused_equations
 
+    @traceable
     def single_step_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or "s" not in type(self)._fused_source.modes:
             return super().single_step_forward(x, *args, **kwargs)  # type: ignore[misc]
@@ -54,6 +55,7 @@ class Fused(OnKernels):
             return super().single_step_forward(x)  # type: ignore[misc]
         return self._fused_run(x, x.unsqueeze(0), "s", backend)[0]
 
+    @traceable
     def multi_step_forward(self: Any, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return super().multi_step_forward(x_seq, *args, **kwargs)  # type: ignore[misc]

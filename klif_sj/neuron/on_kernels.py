@@ -15,6 +15,9 @@ from .states import NOT_KEPT, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
+traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
+
 
 def kind_of(name: str, value: Tensor | PerStep) -> Kind:
     """Of an effective parameter: its name, and whether it is per step, per channel and learned."""
@@ -67,7 +70,8 @@ class OnKernels:
         spikes, final, sequences = runtime.run(
             program, x_seq, initial, numbers, parameters, channel_dim, backward, record, keep
         )
-        return spikes, dict(zip(states, final, strict=False)), dict(zip(states, sequences, strict=False))
+        kept, stored = (dict(zip(states, values, strict=True)) if values else {} for values in (final, sequences))
+        return spikes, kept, stored
 
     def _kernel_step(
         self: Any, names: tuple[str, ...], dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
