@@ -2,13 +2,14 @@
 
 from .program import Parameter, Program
 from .scope import Effective, Scope, note_methods
-from .step import Equations, Kind, step_of
+from .step import Equations, Kind, NeuronStep, step_of
 from .trace import StepTraceError
 
 __all__ = [
     "Effective",
     "Equations",
     "Kind",
+    "NeuronStep",
     "Parameter",
     "Program",
     "Scope",

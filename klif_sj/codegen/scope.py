@@ -144,6 +144,8 @@ class Scope:
 
     def __getitem__(self, index: Any) -> Any:
         item = self._scope_owner[index]
+        if f"{self._scope_path}{index}" in self._scope_values:
+            return getattr(self, str(index))
         return self._wrap(f"{self._scope_path}{index}", item)
 
     def __iter__(self) -> Iterator[Any]:

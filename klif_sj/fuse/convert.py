@@ -149,8 +149,8 @@ def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:
                 )
     twin: Any = object.__new__(cls)
     twin.__dict__.update(node.__dict__, **settings, _fused_states=names)
-    program = twin._kernel_program()
-    return FuseRow(tuple(item.paths), own, names, program.names, cls._fused_source.note), cls
+    step = twin._kernel_neuron_step()
+    return FuseRow(tuple(item.paths), own, names, step.program.names, cls._fused_source.note), cls
 
 
 def _undo(changes: list[tuple[Any, Any, dict[str, Any]]]) -> None:

@@ -108,13 +108,13 @@ class Fused(OnKernels):
             return {}
         return {name: PerStep(value) if per_step else value for name, (value, per_step) in effective(self).items()}
 
-    def _kernel_program(self: Any, dtype: torch.dtype = torch.float32) -> codegen.Program:
-        """One time step in C, forward and backward.
+    def _kernel_neuron_step(self: Any, dtype: torch.dtype = torch.float32) -> codegen.NeuronStep:
+        """One time step, forward and backward.
 
         :raises StepTraceError: naming what no kernel can express and the line that it came from
         """
         kinds = tuple(kind_of(name, value) for name, value in self._fused_effective().items())
-        return codegen.step_of(self, self._fused_states, self._kernel_equations(), kinds, dtype, True).program
+        return codegen.step_of(self, self._fused_states, self._kernel_equations(), kinds, dtype, True)
 
     def _fused_example_shape(self) -> tuple[int, ...]:
         """The shape of a step's input that the neuron's parameters fit."""
@@ -122,7 +122,12 @@ class Fused(OnKernels):
                     for value in self._fused_effective().values()]  # fmt: skip
         if any(channels):
             return 2, next(shape[0] for shape in channels if shape), 3, 3
-        return 3, 8
+        step = self._kernel_neuron_step()
+        tensors = (*step.shaped().values(), *step.tensors.values())
+        shape = list(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        if not shape or shape[0] != 1:  # a first dimension of size 1 is that of the batch
+            shape.insert(0, 1)
+        return (2, *(3 if size == 1 else size for size in shape[1:])) if shape[1:] else (3, 8)
 
     def _fused_run_equations(
         self, x_seq: Tensor, states: dict[str, Any], record: bool

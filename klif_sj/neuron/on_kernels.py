@@ -33,6 +33,39 @@ def _attribute(module: Any, path: str) -> Any:
     return module
 
 
+def channel_run(
+    neuron: str, shaped: Mapping[str, Tensor], step: torch.Size, channel_dim: int | None
+) -> tuple[int, int]:
+    """The first dimension of a step along which parameters differ, and the one after the last.
+
+    :raises ValueError: for a parameter that does not broadcast against a step
+    """
+    dims = set() if channel_dim is None else {channel_dim}
+    for name, tensor in shaped.items():
+        offset = len(step) - tensor.ndim
+        if offset < 0 or any(size not in (1, step[d + offset]) for d, size in enumerate(tensor.shape)):
+            raise ValueError(
+                f"{neuron}: parameter {name!r} has shape {tuple(tensor.shape)}, which does not broadcast against a "
+                f"step's input of shape {tuple(step)}; expected it to differ along dimensions of the input alone"
+            )
+        dims |= {d + offset for d, size in enumerate(tensor.shape) if size != 1}
+    return min(dims), max(dims) + 1
+
+
+def spread(tensor: Tensor, ndim: int, start: int, size: tuple[int, ...]) -> Tensor:
+    """A parameter that broadcasts against steps of so many dimensions, one value for each along the run: ``[C]``."""
+    aligned = tensor.reshape((1,) * (ndim - tensor.ndim) + tuple(tensor.shape))
+    return aligned.reshape(aligned.shape[start : start + len(size)]).expand(size).reshape(-1)
+
+
+def spread_channels(tensor: Tensor, per_step: bool, position: int, size: tuple[int, ...]) -> Tensor:
+    """An effective parameter, ``[C]`` or ``[T, C]``, one value for each along a run that its channels are part of."""
+    shape = [1] * len(size)
+    shape[position] = -1
+    steps = tuple(tensor.shape[:per_step])
+    return tensor.reshape(*steps, *shape).expand(*steps, *size).flatten(per_step)
+
+
 class OnKernels:
     """A neuron whose step, which :meth:`_kernel_equations` gives, runs on kernels."""
 
@@ -58,18 +91,39 @@ class OnKernels:
         )
         kinds = tuple(kind_of(name, value) for name, value in effective.items())
         program, names, own, backward = self._kernel_step(tuple(states), dtype, kinds, needs_grad)
-        parameters = []
         for name in names:
-            tensor = values[name] if name in values else own[name].to(dtype).reshape(())
-            if tensor.device != device:
+            if name not in values:
+                tensor = own[name] if own[name].dtype == dtype else own[name].to(dtype)
+                values[name] = tensor.reshape(()) if tensor.numel() == 1 else tensor
+            if values[name].device != device:
                 raise ValueError(
                     f"{type(self).__name__}: expected parameter {name!r} on the input's device {device}, got "
-                    f"{tensor.device}; move the neuron with .to({str(device)!r})"
+                    f"{values[name].device}; move the neuron with .to({str(device)!r})"
                 )
-            parameters.append(tensor)
+        shaped = {name: values[name] for name in names if name not in effective and values[name].ndim}
+        merged = None
+        if shaped:
+            along = {n: v for n, v in effective.items() if kind_of(n, v)[2] and n in names}
+            start, stop = channel_run(type(self).__name__, shaped, x_seq.shape[1:], channel_dim if along else None)
+            size = tuple(x_seq.shape[1 + start : 1 + stop])
+            for name, tensor in shaped.items():
+                values[name] = spread(tensor, x_seq.ndim - 1, start, size)
+            if len(size) > 1:
+                for name, value in along.items():
+                    values[name] = spread_channels(
+                        values[name], isinstance(value, PerStep), (channel_dim or 0) - start, size
+                    )
+                merged = size
+                x_seq = x_seq.flatten(1 + start, stop)
+                initial = [state.flatten(start, stop - 1) for state in initial]
+            channel_dim = start
         spikes, final, sequences = runtime.run(
-            program, x_seq, initial, numbers, parameters, channel_dim, backward, record, keep
+            program, x_seq, initial, numbers, [values[n] for n in names], channel_dim, backward, record, keep
         )
+        if merged:
+            spikes = spikes.unflatten(1 + start, merged)
+            final = [state.unflatten(start, merged) for state in final]
+            sequences = [sequence.unflatten(1 + start, merged) for sequence in sequences]
         kept, stored = (dict(zip(states, values, strict=True)) if values else {} for values in (final, sequences))
         return spikes, kept, stored
 
@@ -83,20 +137,34 @@ class OnKernels:
         """
         if not torch.compiler.is_compiling():
             step = codegen.step_of(self, names, self._kernel_equations(), kinds, dtype, needs_grad)
-            return step.program, step.program.names, step.tensors, step.program.backward is not None
-        text, used, paths, settings, backward = self._traced_kernel_step(names, kinds, dtype, needs_grad)
+            own = {**step.tensors, **step.shaped()} if step.prologue else step.tensors
+            return step.program, step.program.names, own, step.program.backward is not None
+        text, used, paths, computed, settings, backward = self._traced_kernel_step(names, kinds, dtype, needs_grad)
         for path, value in settings:
             # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
             if _attribute(self, path) != value:
                 raise RuntimeError(f"{path} changed while it was traced")
-        return text, used, {name: _attribute(self, path) for name, path in paths}, backward
+        own = {name: _attribute(self, path) for name, path in paths}
+        if computed:
+            own |= self._computed_parameters(names, kinds, dtype, needs_grad)
+        return text, used, own, backward
+
+    @torch.compiler.disable
+    def _computed_parameters(self: Any, names: tuple[str, ...], *of: Any) -> dict[str, Tensor]:
+        """What a step computes of its parameters alone, outside of the compiled graph."""
+        return codegen.step_of(self, names, self._kernel_equations(), *of).shaped()
 
     def _traced_kernel_step(self: Any, names: tuple[str, ...], *of: Any) -> Any:
         """What :meth:`_kernel_step` needs of a step; torch.compile takes it as a constant."""
         step = codegen.step_of(self, names, self._kernel_equations(), *of)
         program = step.program
         settings = tuple((path, value) for path, value in step.settings)
-        return program.text, program.names, tuple(step.paths.items()), settings, program.backward is not None
+        paths, computed = dict(step.paths), False
+        if step.prologue is not None:
+            computed = bool(step.prologue.calls)
+            if not computed:
+                paths |= {name: step.prologue.paths[number] for name, number in step.prologue.taken.items()}
+        return program.text, program.names, tuple(paths.items()), computed, settings, program.backward is not None
 
     _traced_kernel_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
