@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import published
 import pytest
 import torch
+from published import DERIVED, FUNCTIONAL, NEURONS
 from spikingjelly.activation_based import functional
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import _compat, check_fused, fuse
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published
-from published import DERIVED, FUNCTIONAL, NEURONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
