@@ -155,7 +155,7 @@ def _step_source_2(cls: type) -> StepSource:
     if _definer(cls, "single_step_functional_forward") in (base.MemoryModule, neuron.BaseNode):
         raise NoStepError("it has no single step: SpikingJelly computes all of its steps at once")
     if _definer(cls, "single_step_forward") not in (base.MemoryModule, neuron.BaseNode):
-        raise NoStepError(f"{_definer(cls, 'single_step_forward').__name__} returns more than a spike in a step")
+        raise NoStepError(f"{_definer(cls, 'single_step_forward').__name__} does more in a step than to fire")
     return _functional_step(cls)
 
 
@@ -253,7 +253,25 @@ if SPIKINGJELLY_2:
         )
         return spike
 
+    def _activation_aware_step(self: Any, x: Tensor) -> Tensor:
+        threshold, offset = (_along(value, self.channel_dim) for value in (self.v_threshold, self.v_offset))
+        charged = self.v + x
+        spike = self.surrogate_function(charged + offset - threshold)
+        self.v = functional.voltage_reset(charged, spike, threshold, self.v_reset, self.detach_reset)
+        return spike
+
+    def _along(value: Tensor, channel_dim: int) -> Tensor:
+        """A value for each channel, shaped to follow a dimension that is counted from the last one."""
+        if value.dim() == 0:
+            return value
+        if channel_dim >= 0:
+            raise NoStepError(
+                f"channel_dim={channel_dim} is counted from the first dimension; give it as a negative one"
+            )
+        return value.view(-1, *(1,) * (-1 - channel_dim))
+
     PLAIN_STEPS.update({
+        neuron.ActivationAwareIFNode: _activation_aware_step,
         neuron.IFNode: _if_step, neuron.HalfThresholdIFNode: _half_threshold_step, neuron.LIFNode: _lif_step,
         neuron.SLTTLIFNode: _sltt_step, neuron.ParametricLIFNode: _plif_step, neuron.QIFNode: _qif_step,
         neuron.EIFNode: _eif_step, neuron.IzhikevichNode: _izhikevich_step,

@@ -6,7 +6,7 @@ import published
 import pytest
 import torch
 from published import DERIVED, FUNCTIONAL, NEURONS
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, neuron
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
@@ -181,3 +181,10 @@ class Dropping(Frozen):
 def test_what_a_step_must_not_do_with_parameters_is_refused(make: type[nn.Module], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fuse(make())
+
+
+@pytest.mark.skipif(not _compat.SPIKINGJELLY_2, reason="2.x alone has this neuron")
+@pytest.mark.parametrize(("channel_dim", "shape"), [(-1, (2, 5)), (-3, (2, 5, 2, 2))])
+def test_thresholds_for_each_channel_of_activation_aware_if(channel_dim: int, shape: tuple[int, ...]) -> None:
+    threshold = torch.linspace(0.5, 1.5, 5)
+    check_fused(neuron.ActivationAwareIFNode(threshold, 0.1 * threshold, channel_dim), shape)
