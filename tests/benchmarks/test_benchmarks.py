@@ -18,8 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import run  # noqa: E402
 from bench import layer, rows, timing, training  # noqa: E402
 from bench.correctness import TOLERANCE, Verdict, judge, reference, train  # noqa: E402
-from bench.neurons import ours  # noqa: E402
-from bench.neurons import FUSED  # noqa: E402
+from bench.neurons import FUSED, ours  # noqa: E402
 from bench.plan import SUITES, Job, Training, jobs  # noqa: E402
 from bench.providers import NEURONS, PROCESSES, Provider, of_ours, providers  # noqa: E402
 from bench.workload import Workload  # noqa: E402

@@ -478,3 +478,39 @@ def test_verify_is_in_the_report() -> None:
     assert set(report.rows[0].differences) >= {"spikes (m)", "v (m)", "gradient of x (m)", "gradient of w (m)"}
     assert "spikes (m) equal" in " ".join(str(report).split())
     assert report.to_dict()["neurons"][0]["parameters"] == ["w"]
+
+
+def test_a_scripted_neuron_is_refused() -> None:
+    net = nn.Sequential(torch.jit.trace(nn.Sequential(nn.Linear(6, 6), lif()), torch.rand(2, 6), check_trace=False))
+    with pytest.raises(ValueError, match="within a TorchScript module, which is compiled as it is; fuse first"):
+        fuse(net)
+
+
+def test_a_neuron_in_the_middle_of_a_sequence_goes_on() -> None:
+    node, plain = lif(step_mode="m"), lif(step_mode="m")
+    first, second = current(), current()
+    node(first)
+    fuse(node)
+    plain(first)
+    assert_equal(node(second), plain(second))
+
+
+def test_a_fused_network_trains_under_ddp(tmp_path: Any) -> None:
+    net = net_of(neuron.ParametricLIFNode())
+    fuse(net)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        torch.nn.parallel.DistributedDataParallel(net)(current()).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert net[1].w.grad is not None
+
+
+def test_fused_neurons_can_be_swapped() -> None:
+    net = net_of(lif(tau=3.0))
+    fuse(net)
+    report = klif_sj.swap_neurons(net, klif_sj.KLIFNode)
+    assert type(net[1]) is klif_sj.KLIFNode
+    assert net[1].tau == 3.0
+    report.undo()
+    assert isinstance(net[1], Fused)
