@@ -1,13 +1,17 @@
 """Writes the table of SpikingJelly's neurons in fuse.md, for the SpikingJelly line that it runs on.
 
-    python docs/fuse_table.py
-
-The other line's rows stay as they are: run it once on each line.
+python docs/fuse_table.py           # the other line's rows stay as they are: run it once on each line
+python docs/fuse_table.py --times   # the times of the page's own neurons
 """
 
 from __future__ import annotations
 
+import re
+import sys
+import time
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +96,57 @@ def table() -> str:
         return "\n".join([HEADER, "|---|---|---|---|---|---|", *(row(name, cls) for name, cls in neurons().items())])
 
 
+TIMED = {
+    "TCLIFNode": ((), (8, 256, 1024)),
+    "ChannelLIFNode": ((16,), (8, 64, 16, 16, 16)),
+}
+"""Of the page's neurons: the constructor's arguments, and the shape of the sequence."""
+
+ROUNDS = 8
+
+
+def times() -> str:
+    """The page's neurons, forward and backward, by their own eager code and fused: the best of several rounds."""
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    with redirect_stdout(StringIO()):
+        exec("\n".join(blocks), names)
+    threads = torch.get_num_threads()
+    lines = [f"| forward and backward, {threads} CPU threads | T, N, * | eager, ms | fused, ms | times faster |"]
+    lines.append("|---|---|---|---|---|")
+    for name, (arguments, shape) in TIMED.items():
+        nodes = [names[name](*arguments, step_mode="m") for _ in range(2)]
+        fuse(nodes[0], backend="torch")
+        fuse(nodes[1])
+        x = torch.randn(shape) * 1.5 + 0.5
+        best = [float("inf")] * 2
+        for _ in range(ROUNDS):
+            for i, node in enumerate(nodes):
+                best[i] = min(best[i], seconds(node, x))
+        eager, fused = (1e3 * value for value in best)
+        size = ", ".join(map(str, shape))
+        lines.append(f"| `{name}` | {size} | {eager:.1f} | {fused:.1f} | {eager / fused:.1f} |")
+    return "\n".join(lines)
+
+
+def seconds(node: Any, x: torch.Tensor) -> float:
+    node.reset()
+    leaf = x.clone().requires_grad_()
+    start = time.perf_counter()
+    node(leaf).sum().backward()
+    return time.perf_counter() - start
+
+
 def main() -> None:
     torch.manual_seed(0)
-    begin, end = (mark.format(_compat.LINE) for mark in (BEGIN, END))
+    timed = "--times" in sys.argv
+    begin, end = ("<!-- times -->", "<!-- end of times -->")
+    if not timed:
+        begin, end = (mark.format(_compat.LINE) for mark in (BEGIN, END))
     page = PAGE.read_text()
     before, _, rest = page.partition(begin)
     after = rest.partition(end)[2]
-    PAGE.write_text(f"{before}{begin}\n\n{table()}\n\n{end}{after}")
+    PAGE.write_text(f"{before}{begin}\n\n{times() if timed else table()}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

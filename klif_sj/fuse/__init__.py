@@ -3,6 +3,7 @@
 from .automatic import fusing
 from .check import check_fused
 from .convert import fuse
+from .fused import own_class
 from .report import FuseReport, FuseRow
 
-__all__ = ["FuseReport", "FuseRow", "check_fused", "fuse", "fusing"]
+__all__ = ["FuseReport", "FuseRow", "check_fused", "fuse", "fusing", "own_class"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._compat import steps
 from .._tolerance import RELATIVE
+from ..codegen import StepTraceError
 from .fused import fused_class, own_class
 
 STEPS = 5
@@ -36,6 +37,10 @@ def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 
     for mode in cls._fused_source.modes:
         reference = _copy(node, cls if cls._fused_source.differs else own, mode, "torch")
         fused = _copy(node, cls, mode, "auto")
+        try:
+            fused._kernel_neuron_step()
+        except StepTraceError as error:
+            raise ValueError(str(error)) from error
         length = getattr(node, "T", STEPS) if mode == "m" else STEPS
         size = shape or fused._fused_example_shape()
         generator = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..fuse import own_class
 from ..network.places import Found, Place, Survey, survey
 from ..network.select import Selector, check_network, select, why_none
 from .hooks import carry_hooks
@@ -101,7 +102,7 @@ def _choose(
     skipped = select("skip", skip, everything, is_neuron_class)
     chosen, left_alone = {}, dict(found.unseen)
     for key, item in found.neurons.items():
-        kind = type(item.neuron)
+        kind = own_class(item.neuron)
         if key in skipped:
             left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
         elif key in matched or (match is None and kind in DEFAULT):

@@ -76,6 +76,29 @@ def test_upstreams_neurons_compute_the_same(make: Callable[[], nn.Module]) -> No
     check_fused(make())
 
 
+SURROGATES = [
+    cls
+    for cls in vars(surrogate).values()
+    if isinstance(cls, type)
+    and issubclass(cls, surrogate.SurrogateFunctionBase)
+    and cls is not surrogate.SurrogateFunctionBase
+    and cls.__name__ not in ("MultiLevelSpikeCount", "PoissonPass", "LogTailedReLU")
+]
+"""All but one that ILIFNode alone takes, one that is random, and one that indexes by a mask."""
+
+
+@pytest.mark.parametrize("make", SURROGATES, ids=lambda cls: cls.__name__)
+def test_every_surrogate_has_its_own_gradient(make: type[nn.Module]) -> None:
+    node, plain = (lif(step_mode="m", surrogate_function=make()) for _ in range(2))
+    if make.__name__ == "NonzeroSignLogAbs" and not _compat.SPIKINGJELLY_2:
+        with pytest.raises(ValueError, match="NonzeroSignLogAbs"):  # its own gradient raises a TypeError there
+            fuse(node)
+        return
+    fuse(node)
+    x = current()
+    assert_same(results(node, x), results(plain, x))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_computes_the_same_over_two_calls(training: bool) -> None:
     net = net_of(lif(), neuron.IFNode(), neuron.ParametricLIFNode()).train(training)
