@@ -28,8 +28,7 @@ GRADIENT_BLOCKS = 24
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = {False: 150, True: 110}
-"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
-rest is for the arithmetic."""
+"""Registers that a thread may spend on what :func:`_registers` counts, without and with ``columns``."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
@@ -142,6 +141,10 @@ def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
     device, vector = call.x.device, fitting_vector(kernel, call)
     blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
+    if size := kernel.prepared_values(call.geometry.channels // call.neighbours):
+        call.prepared = call.x.new_empty(size, dtype=kernel.real)
+        preparing = math.ceil(size / BLOCK)
+        submit(kernel, vector, "prepare", preparing, call.pack(kernel, preparing), device)
     if call.grad_parameters is None:
         submit(kernel, vector, "forward", blocks, call.pack(kernel, rows), device)
         return
