@@ -28,8 +28,7 @@ SUBNORMAL = 1e-40
 
 def versions() -> None:
     """What this machine has."""
-    from klif_sj.environment import environment
-
+    from klif_sj._environment import environment
     from klif_sj.runtime import nvrtc
 
     for name, found in environment().items():
@@ -47,7 +46,7 @@ def equals_torch(tau: float = 2.0, backend: str = "cupy", device: str = "cuda") 
     x[..., ::10] = SUBNORMAL
     found: list[list[Tensor]] = []
     for name in (backend, "torch"):
-        node, leaf = ours("klif", name, 4, 1).to(device), x.clone().requires_grad_()
+        node, leaf = ours("klif", name, 4, 1, keep_state=True).to(device), x.clone().requires_grad_()
         node.tau = tau
         spikes = node(leaf)
         gradients = torch.autograd.grad((spikes * x.cos()).sum() + node.v.square().sum(), [leaf, *node.parameters()])
@@ -102,19 +101,15 @@ def timings(out: str) -> None:
 
 
 def shares(workload: Workload, backend: str = "cupy") -> Iterator[dict[str, Any]]:
-    """The share of copy bandwidth of both passes, in a training call whose final states nobody reads."""
+    """The share of copy bandwidth of both passes, in a training call, which keeps no final states."""
     node = ours(workload.neuron, backend, workload.steps, workload.shape[2]).to(workload.device)
     x, grad = workload.inputs()
     x = x * 1.0
     learned = [p for p in node.parameters() if p.requires_grad]
 
-    def forward() -> Tensor:
-        node.reset()
-        return node(x)
-
-    spikes = forward()
+    spikes = node(x)
     calls: dict[str, Callable[[], Any]] = {
-        "forward": forward,
+        "forward": lambda: node(x),
         "backward": lambda: torch.autograd.grad(spikes, [x, *learned], grad, retain_graph=True),
     }
     for of_pass, call in calls.items():

@@ -131,7 +131,7 @@ def providers(process: str) -> Iterator[Provider]:
         )  # fmt: skip
         return
     for backend, device in (("cupy", "cuda"), ("cpp", "cpu"), ("torch", None)):
-        yield Provider(f"klif_sj {backend}", f"backend={backend!r}", of_ours(backend), device=device)
+        yield Provider(f"klif_sj {backend}", f"backend={backend!r}, keep_state=False", of_ours(backend), device=device)
     yield Provider(
         "klif_sj cupy compiled", "torch.compile of a node with backend='cupy', static shapes", of_ours("cupy"),
         device="cuda", compiled=True,
