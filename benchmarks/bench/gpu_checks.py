@@ -10,6 +10,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ def equals_torch(tau: float = 2.0, backend: str = "cupy", device: str = "cuda") 
         gradients = torch.autograd.grad((spikes * x.cos()).sum() + node.v.square().sum(), [leaf, *node.parameters()])
         found.append([spikes, node.v, *gradients])
     for name, actual, expected in zip(("spikes", "v", "grad x", "grad k"), *found, strict=True):
-        exact = name in ("spikes", "v")
-        tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(actual, expected, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        relative, absolute = (0.0, 0.0) if name in ("spikes", "v") else (1e-4, 1e-5)
+        torch.testing.assert_close(actual, expected, rtol=relative, atol=absolute, msg=partial(f"{name}: {{}}".format))
     v = found[0][1][..., ::10]
     if not ((v > 0) & (v < torch.finfo(v.dtype).tiny)).all():
         raise AssertionError(f"expected subnormal potentials, got {v.min()} to {v.max()}: they were flushed to 0")
@@ -115,7 +115,7 @@ def shares(workload: Workload, backend: str = "cupy") -> Iterator[dict[str, Any]
     for of_pass, call in calls.items():
         copied = torch.zeros(x.numel() * PASSES[of_pass] // 2, dtype=x.dtype, device=x.device)
         source = torch.ones_like(copied)
-        copy, kernel = milliseconds(lambda to=copied, of=source: to.copy_(of)), milliseconds(call)
+        copy, kernel = milliseconds(partial(copied.copy_, source)), milliseconds(call)
         del copied, source
         yield {
             "neuron": workload.neuron.removesuffix("-channel"),

@@ -22,6 +22,7 @@ class RisingThresholdNode(FusedNode):
     """A user's own neuron: two states, and one learned parameter of the whole layer."""
 
     states = ("v", "rise")
+    rise: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(v_reset=None, **options)

@@ -100,7 +100,7 @@ def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
 def old_cupy_lif(neuron: str, steps: int, channels: int) -> nn.Module:
     """0.0.0.0.14's LIFNode on CuPy, which asks for a name that NumPy dropped in version 1.24."""
     if not hasattr(numpy, "int"):
-        numpy.int = int
+        numpy.int = int  # type: ignore[attr-defined]
     return spikingjelly_neuron.LIFNode(surrogate_function=atan(), step_mode="m", backend="cupy")
 
 

@@ -145,7 +145,7 @@ def _find(node: nn.Module) -> _Traced | None:
 
 
 def _trace(
-    node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, reads: Reads,
 ) -> tuple[Program, dict[str, str]]:  # fmt: skip
     """A program, and the paths of the neuron's own tensors that it takes, by name."""
