@@ -223,7 +223,7 @@ def _find(of_node: Any, of_class: Any, node: nn.Module) -> Any:
 
 
 def _trace(
-    node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, reads: Reads, sources: Sources | None,
 ) -> tuple[Program, dict[str, str]]:  # fmt: skip
     """A program, and the paths of the neuron's own tensors that it takes, by name."""

@@ -22,6 +22,7 @@ class Adaptive(FusedNode):
 
     states = ("v", "fatigue")
     time_dependent = True
+    fatigue: Tensor
 
     def __init__(self, steps: int, channels: int, **options: Any) -> None:
         super().__init__(**options)
