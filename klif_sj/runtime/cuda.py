@@ -28,8 +28,8 @@ GRADIENT_BLOCKS = 24
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = {False: 150, True: 110}
-"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
-rest is for the arithmetic."""
+"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``;
+the rest is for the arithmetic."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
