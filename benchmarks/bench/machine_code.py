@@ -412,7 +412,7 @@ class Warp:
         return (~-value & _WORD) + 1 if source.startswith("-") else value
 
     def _compare(self, form: str, operands: tuple[str, ...], certain: bool) -> None:
-        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``, and the upper half ``.EX``, which reads the lower's predicate too."""
+        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``; the upper half, ``.EX``, reads the lower's predicate as well."""
         parts = form.split(".")
         target, first, second = operands[0], self._value(operands[2]), self._value(operands[3])
         other = self._predicate(operands[4]) if len(operands) > 4 else 1
