@@ -178,11 +178,12 @@ def test_the_emulation_refuses_a_vector_off_its_boundary(tmp_path: Path) -> None
     assert "a load of 16 bytes is off its boundary" in done.stderr
 
 
-# The GPU's own arithmetic, with what its special function unit gives replaced by numbers that are off by as much
+# The GPU's own arithmetic, with what its special function unit gives replaced by numbers that are off by as much as
+# NVIDIA states: a reciprocal by one unit in the last place, exp2 by two
 
 
 def on_the_host(statement: str, off: int) -> Callable[[Tensor], Tensor]:
-    """A statement with the GPU's functions of the prelude over a tensor; approximations are ``off`` units off."""
+    """A statement with the GPU's functions of the prelude over a tensor; ``off``: how far approximations are off."""
     text = template("prelude.h")
     own = text[text.index("// 1 / a for a of at least 1") : text.index("#else\nINLINE float reciprocal_")]
     shims = f"""
@@ -191,7 +192,7 @@ def on_the_host(statement: str, off: int) -> Callable[[Tensor], Tensor]:
 #define INLINE static inline
 static float moved(float a) {{ int bits; memcpy(&bits, &a, 4); bits += {off}; memcpy(&a, &bits, 4); return a; }}
 static float approximate_reciprocal(float a) {{ return moved(1.0f / a); }}
-static float approximate_exp2(float a) {{ return moved(exp2f(a)); }}
+static float approximate_exp2(float a) {{ return moved(moved(exp2f(a))); }}
 static float at_most(float a, float limit) {{ return a > limit ? limit : a; }}
 static float at_least(float a, float limit) {{ return a < limit ? limit : a; }}
 """
@@ -236,10 +237,10 @@ def test_the_reciprocal_is_rounded_to_nearest(off: int) -> None:
 
 
 @pytest.mark.parametrize("off", [-1, 0, 1])
-def test_the_sigmoid_is_within_five_units(off: int) -> None:
+def test_the_sigmoid_is_within_seven_units(off: int) -> None:
     values = torch.cat((torch.linspace(-87, 30, 1 << 20), torch.linspace(-4, 4, 1 << 20)))
     sigmoid = on_the_host("sigmoid_(from[i])", off)
-    assert units(sigmoid(values), values.double().sigmoid().float()).max() <= 5
+    assert units(sigmoid(values), values.double().sigmoid().float()).max() <= 7
     ends = sigmoid(torch.tensor([-1e30, -float("inf"), float("inf"), float("nan")]))
     assert (ends[:2] < 2e-38).all()
     assert ends[2] == 1
