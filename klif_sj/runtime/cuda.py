@@ -56,9 +56,9 @@ def require() -> None:
 
 def segment(program: Program) -> int:
     """Steps that are walked at a time: fewer where several parameters with a value for each step are learned, as a
-    thread holds the gradients of a segment's steps in registers.
+    thread holds the gradients of a segment's steps in registers, of which a float64 takes two.
     """
-    stepwise = sum(p.per_step for p in program.learned)
+    stepwise = sum(p.per_step for p in program.learned) * (2 if program.dtype == "float64" else 1)
     return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
 
 
@@ -92,7 +92,8 @@ def _registers(kernel: Kernel, width: int) -> int:
     steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
     own = kernel.totals + kernel.stepwise * steps + sum(steps if p.per_step else 1 for p in parameters)
-    return moved + kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
+    numbers = kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
+    return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:
