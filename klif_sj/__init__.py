@@ -1,7 +1,6 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
-from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
-from .neuron.checkpointing import state_contexts
+from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode, state_contexts
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
 from .swap import patched, swap_neurons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..runtime.environment import environment
+from .._environment import environment
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

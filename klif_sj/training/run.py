@@ -22,8 +22,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
 from .. import runtime
+from .._environment import environment
 from ..models import SpikingNetwork, build_network, neuron_factory
-from ..runtime.environment import environment
 from .atomic import write_json
 from .checkpoint import AtomicCheckpointIO, read_checkpoint, recipe_in
 from .classifier import History, SpikingClassifier, by_layer

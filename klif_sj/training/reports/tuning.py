@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ..._environment import environment
 from ...models.neurons import canonical_name
-from ...runtime.environment import environment
 from ..atomic import write_json
 from ..data.images import Split
 from ..divergence import DivergenceError

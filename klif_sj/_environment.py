@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__, _compat, runtime
+from . import __version__, _compat, runtime
 
 __all__ = ["environment"]
 
@@ -66,7 +66,7 @@ def _gpus() -> str:
 
 
 def _compiler() -> str:
-    from . import cpu
+    from .runtime import cpu
 
     try:
         command = cpu.compiler()
