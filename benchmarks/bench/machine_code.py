@@ -112,9 +112,8 @@ def disassemble(cubin: bytes) -> str:
         ).stdout
 
 
-_LINE = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);\s*/\* 0x([0-9a-f]{16}) \*/\s*/\* 0x([0-9a-f]{16}) \*/"
-)
+_ENCODING = r"/\* 0x([0-9a-f]{16}) \*/\s*"
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);\s*" + 2 * _ENCODING)
 _LABEL = re.compile(r"^\s*(\.?[\w$]+):", re.MULTILINE)
 _SHARED = re.compile(r"(\d+) bytes smem")
 
@@ -243,9 +242,7 @@ class Warp:
             if executed and instruction.opcode.startswith("BRA") and instruction.target is not None:
                 place = index[instruction.target]
                 continue
-            if instruction.opcode.startswith("CALL"):
-                self._clobber()
-            elif executed:
+            if executed and not instruction.opcode.startswith("CALL"):
                 self._compute(instruction, certain=guard is True)
             place += 1
 
@@ -264,9 +261,6 @@ class Warp:
             return True
         value = self._value(guard.lstrip("!"))
         return None if value is None else bool(value) != guard.startswith("!")
-
-    def _clobber(self) -> None:
-        """What a division leaves of the registers is not known."""
 
     def _value(self, operand: str) -> int | None:
         operand = operand.removesuffix(".reuse").removesuffix(".64")
@@ -365,7 +359,7 @@ class Warp:
             table = lanes[3]
             return () if len(bits) < 3 or table is None else [table >> (4 * bits[0] + 2 * bits[1] + bits[2]) & 1]
         carry = sum(value or 0 for value in map(self._predicate, sources[3:])) if "X" in form else 0
-        given = [value for value in lanes[:3]]
+        given = lanes[:3]
         if None in given or (None in map(self._predicate, sources[3:]) and "X" in form):
             return ()
         a, b, c = (*(value or 0 for value in given), 0, 0, 0)[:3]
@@ -426,7 +420,7 @@ class Warp:
         return (~-value & _WORD) + 1 if source.startswith("-") else value
 
     def _compare(self, form: str, operands: tuple[str, ...], certain: bool) -> None:
-        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``, and the upper half ``.EX``, which also reads the lower's predicate."""
+        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``; the upper half, ``.EX``, reads the lower's predicate as well."""
         parts = form.split(".")
         target, first, second = operands[0], self._value(operands[2]), self._value(operands[3])
         other = self._predicate(operands[4]) if len(operands) > 4 else 1

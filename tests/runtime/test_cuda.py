@@ -128,6 +128,11 @@ def _kernels() -> list[tuple[str, Kernel]]:
                         kernels.append((name, Kernel(program, steps, dtype, columns, False, backward)))
     long = program_of(glif(40, 5))
     kernels += [(f"glif-T40-columns-{b}", Kernel(long, 40, torch.float32, True, False, b)) for b in (False, True)]
+    program = program_of(glif(16, 5), torch.float64)
+    kernels += [
+        (f"glif-T16-float64-{columns}", Kernel(program, 16, torch.float64, columns, False, True))
+        for columns in (False, True)
+    ]
     for dtype in (torch.bfloat16, torch.float64):
         program = program_of(klif(4, 5), torch.float64 if dtype == torch.float64 else torch.float32)
         kernels += [(f"klif-T4-{dtype}-{b}", Kernel(program, 4, dtype, False, True, b)) for b in (False, True)]
