@@ -12,7 +12,12 @@ INSTALLED := $(VENV)/.klif_sj-installed
 OLD_LINE := .sj14
 OLD_LINE_INSTALLED := $(OLD_LINE)/.klif_sj-installed
 
-.PHONY: demo test nvrtc-matrix bench-quick lint docs venv clean
+# make matrix runs the quick suite on these Pythons, pyenv's or those on the PATH, with the packages in constraints/.
+MATRIX := 3.10 3.12 3.13
+QUICK := tests/neuron tests/runtime tests/codegen tests/swap tests/models tests/cli tests/docs/test_package.py
+python_of = $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python)),python$(1))
+
+.PHONY: demo test matrix nvrtc-matrix bench-quick lint docs venv clean
 
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
@@ -26,6 +31,12 @@ test: lint docs $(OLD_LINE_INSTALLED)
 # The compile tests with NVRTC 12.4 to 13.0 and CuPy 13.6 and 14.2, which are fetched into .nvrtc; needs no GPU.
 nvrtc-matrix: $(INSTALLED)
 	$(BIN)/python tests/nvrtc_matrix.py
+
+matrix: $(MATRIX:%=matrix-%)
+
+matrix-%: export OMP_NUM_THREADS = 1
+matrix-%: .matrix/%/.klif_sj-installed
+	.matrix/$*/bin/python -m pytest -n $(JOBS) $(QUICK)
 
 bench-quick: $(OLD_LINE_INSTALLED)
 	$(BIN)/python benchmarks/run.py --suite all --quick --device cpu --old-line $(OLD_LINE) --out bench-quick
@@ -47,10 +58,16 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
+.PRECIOUS: .matrix/%/.klif_sj-installed
+.matrix/%/.klif_sj-installed: constraints/python%.txt setup.cfg
+	test -x $(@D)/bin/python || $(call python_of,$*) -m venv $(@D)
+	$(@D)/bin/python -m pip install -c $< -e ".[train,test]"
+	touch $@
+
 $(OLD_LINE_INSTALLED): $(INSTALLED)
 	rm -rf $(OLD_LINE)
 	$(BIN)/python -m pip install --no-deps --target $(OLD_LINE) spikingjelly==0.0.0.0.14
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) .nvrtc demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) .nvrtc .matrix demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ No other file of the package may ask which SpikingJelly is installed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -13,12 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from spikingjelly.activation_based.neuron import BaseNode as _BaseNode
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+logger = logging.getLogger(__name__)
 
 SPIKINGJELLY_2 = hasattr(base.MemoryModule, "single_step_functional_forward")
 LINE = "2.x" if SPIKINGJELLY_2 else "0.0.0.0.14"
@@ -95,12 +95,26 @@ def operation_counters() -> Any:
     return op_counter
 
 
-def operations_are_counted() -> bool:
-    """Whether one of 2.x's modes that look at every operation (counters, energy estimates) is active in this thread."""
-    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
-        return False
-    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
-    return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)
+@contextmanager
+def with_set_backend() -> Iterator[None]:
+    """Give ``functional`` 0.0.0.0.14's ``set_backend``, which 2.x has dropped, for neurons that have a choice."""
+
+    def set_backend(net: nn.Module, backend: str, instance: Any = nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, instance) and hasattr(module, "supported_backends"):
+                if backend in module.supported_backends:
+                    module.backend = backend
+                else:
+                    logger.warning("%s goes on with backend %r: %r cannot serve", module, module.backend, backend)
+
+    if not SPIKINGJELLY_2:
+        yield
+        return
+    functional.set_backend = set_backend
+    try:
+        yield
+    finally:
+        del functional.set_backend
 
 
 def forget_reset_lists(net: nn.Module) -> None:

@@ -13,10 +13,13 @@ from torch import Tensor
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
 from ..codegen import Effective, Kind, Program
-from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, tensors_of
+from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
+
+_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
 class _Sequence(NamedTuple):
@@ -24,23 +27,13 @@ class _Sequence(NamedTuple):
 
     left: tuple[Tensor, ...] = ()
     parameters: EffectiveParameters = {}
-    raw: tuple[Tensor, ...] = ()
-    versions: tuple[int, ...] = ()
     trace: Any = None
     """The trace of torch.jit that it was a part of."""
 
     def goes_on_from(self, states: Mapping[str, State]) -> bool:
         """Whether a call starts from the states that were left, and they still have a graph."""
-        return (
-            torch.is_grad_enabled()
-            and _same(self.left, tuple(states.values()))
-            and any(state.requires_grad for state in self.left)
-        )
-
-
-def _same(tensors: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
-    """Whether they are the same objects."""
-    return len(tensors) == len(others) and all(map(operator.is_, tensors, others))
+        same = len(self.left) == len(states) and all(map(operator.is_, self.left, states.values()))
+        return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
 
 def _kind(name: str, value: Tensor | PerStep) -> Kind:
@@ -182,6 +175,7 @@ class FusedNode(_compat.BaseNode):
         self.neuronal_reset(spike)
         return spike
 
+    @_traceable
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
@@ -198,6 +192,7 @@ class FusedNode(_compat.BaseNode):
             self._append_sequence(name, sequence)
         return spikes[0]
 
+    @_traceable
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
@@ -223,29 +218,20 @@ class FusedNode(_compat.BaseNode):
         spikes, updated, sequences = run(x_seq, states, effective, keep)
         # nn.Module's own way to set an attribute takes far longer.
         left = tuple(updated.values())
-        self.__dict__["_sequence"] = _Sequence(left, parameters, *self._raw(parameters), _jit_trace())
+        self.__dict__["_sequence"] = _Sequence(left, parameters, _jit_trace())
         return spikes, updated, sequences
 
     def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
-        """The effective parameters: those of the previous call where this one goes on from the states that it left.
+        """The effective parameters, computed anew.
 
-        So the gradient that reaches a raw parameter is that of the whole sequence, be it one call or single steps: a
-        rule that judges it, as KLIF's for a k at its bound, must see all of it. A sequence ends where a raw parameter
-        was changed or replaced, or the states were cut from the graph.
+        A bounded one that has not changed is that of the previous call where this one goes on from the states that it
+        left: the rule for a value at its bound then judges the gradient of the whole sequence, be it one call or
+        single steps.
         """
-        before = self._sequence
-        if before.parameters and before.goes_on_from(states):
-            raw, versions = self._raw(before.parameters)
-            if versions == before.versions and _same(raw, before.raw):
-                return before.parameters
-        return self.effective_parameters()
-
-    def _raw(self, parameters: EffectiveParameters) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """The tensors that effective parameters are computed from, and how often each was changed in place."""
-        if not parameters or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return (), ()
-        raw = tuple(tensors_of(self))
-        return raw, tuple(tensor._version for tensor in raw if not tensor.is_inference())
+        parameters, before = self.effective_parameters(), self._sequence
+        if not torch.compiler.is_compiling() and before.parameters and before.goes_on_from(states):
+            return {name: unless_changed(before.parameters.get(name), value) for name, value in parameters.items()}
+        return parameters
 
     def _run_kernel(
         self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
@@ -275,7 +261,8 @@ class FusedNode(_compat.BaseNode):
         spikes, final, sequences = runtime.run(
             program, x_seq, initial, numbers, parameters, self.channel_dim, backward, self.store_v_seq, keep
         )
-        return spikes, dict(zip(self.states, final, strict=False)), dict(zip(self.states, sequences, strict=False))
+        kept, stored = (dict(zip(self.states, values, strict=True)) if values else {} for values in (final, sequences))
+        return spikes, kept, stored
 
     def _step(
         self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
@@ -324,7 +311,7 @@ class FusedNode(_compat.BaseNode):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         dtype, memories = state_dtype(x_seq.dtype), self._memories
         # unbind: its backward stacks once, where x_seq[t] would write a whole sequence of zeros for every step.
-        steps = x_seq.unbind(0)
+        steps = runtime.as_it_is_now(x_seq).unbind(0)
         views = {
             name: [channel_view(v, steps[0], self.channel_dim) for v in value.values.unbind(0)]
             if isinstance(value, PerStep)

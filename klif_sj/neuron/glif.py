@@ -155,7 +155,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     def effective_parameters(self) -> EffectiveParameters:
         values: EffectiveParameters = {}
-        raws = {name: raw for name, raw in self._parameters.items() if raw is not None}
+        raws = {name: raw for name in (*GATES, *MEMBRANE) if (raw := getattr(self, name)) is not None}
         for name, value in sigmoids(raws).items():
             if name in GATES and self.gates == "hard":
                 # Exactly 0 or 1, as the subtraction is exact; the gradient passes straight through to the sigmoid.

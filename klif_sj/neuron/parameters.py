@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,21 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
     if known and raw.numel() == 1 and low < raw.item() < high:
         return raw
-    return _Bounded.apply(raw, low, high)
+    value = _Bounded.apply(raw, low, high)
+    if not torch.compiler.is_compiling():
+        value.bounded_from = raw, raw._version, raw.data_ptr()
+    return value
+
+
+def unless_changed(before: Tensor | PerStep | None, now: Tensor | PerStep) -> Tensor | PerStep:
+    """The :func:`bounded` parameter of an earlier call where it is that of now, else that of now."""
+    if not isinstance(now, Tensor) or not isinstance(before, Tensor):
+        return now
+    source, earlier = (getattr(value, "bounded_from", None) for value in (now, before))
+    if source is None or earlier is None or source[0] is not earlier[0] or source[1:] != earlier[1:]:
+        return now
+    # A change by ``.data`` leaves no trace but the value, at which nobody looks where that would wait for a GPU.
+    return now if now.is_cpu and not torch.equal(now, before) else before
 
 
 def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
@@ -61,17 +75,6 @@ def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
     raw value near its bounds, so it may take a while to come back.
     """
     return _ClampedThrough.apply(raw, low, high)
-
-
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of a module and its submodules. ``module.parameters()`` takes five times as long."""
-    for tensors in (module._parameters, module._buffers):
-        for tensor in tensors.values():
-            if tensor is not None:
-                yield tensor
-    for child in module._modules.values():
-        if child is not None:
-            yield from tensors_of(child)
 
 
 def sigmoids(raws: Mapping[str, Tensor]) -> dict[str, Tensor]:

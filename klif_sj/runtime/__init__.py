@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..codegen.program import Program
-from .autograd import run
+from .autograd import as_it_is_now, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
 
-__all__ = ["cuda_source", "require_backend", "run", "serving_backend", "supported_backends", "unavailable"]
+__all__ = [
+    "as_it_is_now",
+    "cuda_source",
+    "require_backend",
+    "run",
+    "serving_backend",
+    "supported_backends",
+    "unavailable",
+]
 
 
 def cuda_source(program: Program, steps: int, dtype: torch.dtype) -> str:

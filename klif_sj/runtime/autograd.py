@@ -79,7 +79,7 @@ class _Scan(torch.autograd.Function):
         )
         ctx.set_materialize_grads(False)
         ctx.settings, ctx.ends = settings, len(ends)
-        ctx.save_for_backward(_as_it_is_now(x_seq), saved, *tensors)
+        ctx.save_for_backward(as_it_is_now(x_seq.detach()), saved, *tensors)
         return spikes, *ends, *sequences
 
     @staticmethod
@@ -102,16 +102,20 @@ class _Scan(torch.autograd.Function):
         return None, grad_x, *grad_initial, *grad_parameters
 
 
-def _as_it_is_now(x_seq: Tensor) -> Tensor:
-    """x as it is when the neuron reads it, for the gradient: a step in place on x, such as a residual sum, gets a copy.
+def as_it_is_now(x_seq: Tensor) -> Tensor:
+    """x as it is when the neuron reads it, for the gradient: a change in place afterwards makes a copy.
 
     Memory is shared until then (torch's copy-on-write storages). Where torch cannot share it, a change in place is
     an error in the backward pass.
     """
-    if type(x_seq) is not Tensor or (x_seq.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if (
+        torch.compiler.is_compiling()
+        or type(x_seq) is not Tensor
+        or (x_seq.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
         return x_seq
     try:
-        return torch._lazy_clone(x_seq.detach())
+        return torch._lazy_clone(x_seq)
     except (AttributeError, RuntimeError):
         return x_seq
 

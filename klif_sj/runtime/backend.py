@@ -8,8 +8,8 @@ import warnings
 
 import torch
 from torch import Tensor
-
-from .. import _compat
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 BACKENDS = ("auto", "torch", "cpp", "cupy")
 _DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
@@ -51,7 +51,9 @@ def require_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if cause := unavailable(backend):
-        raise RuntimeError(f"backend {backend!r} cannot serve here: {cause}") from cause
+        raise RuntimeError(
+            f"backend {backend!r} cannot serve here: {cause}. backend='auto' takes the fastest that can"
+        ) from cause
 
 
 def serving_backend(backend: str, x: Tensor) -> str:
@@ -86,4 +88,8 @@ def _is_taken_apart() -> bool:
     """Whether the call's operations are what is asked for, by someone to whom a fused kernel means nothing."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return torch.onnx.is_in_onnx_export()
-    return _compat.operations_are_counted()
+    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
+        return False
+    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
+    # SpikingJelly 2's counters and energy estimates, and what derives from them.
+    return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)

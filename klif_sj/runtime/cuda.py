@@ -21,11 +21,15 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
 functions are the device's by default, NVRTC takes a lambda for host code."""
 
-BLOCK = {False: 128, True: 256}
-"""Threads of a block, in the schedule without and with ``columns``."""
+BLOCK = 128
+"""Threads of a block."""
 
-REGISTERS = 150
-"""Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
+GRADIENT_BLOCKS = 24
+"""Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
+
+REGISTERS = {False: 150, True: 110}
+"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
+rest is for the arithmetic."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
@@ -61,21 +65,21 @@ def segment(program: Program) -> int:
 def source(kernel: Kernel, vector: int) -> str:
     """The kernel's CUDA source for threads that own ``vector`` neighbouring neurons."""
     steps = min(segment(kernel.program), kernel.steps)
-    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK[kernel.columns], VECTOR=vector)
+    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK, VECTOR=vector)
 
 
 @functools.lru_cache(maxsize=4096)
 def vector_width(kernel: Kernel) -> int:
     """How many neighbours a thread owns where memory allows.
 
-    16-bit storage moves up to 16 bytes at a time; wider storage keeps about 64 bytes in flight a thread, as several
-    steps or as several neighbours. Both give way where a thread would need more registers than there are, or its
-    unrolled code would take seconds to compile.
+    As many as 16 bytes hold; fewer where a thread would need more registers than there are, or its unrolled code would
+    take seconds to compile; and one where states are recorded, which are stored one by one and so lie side by side.
     """
-    size, steps = kernel.dtype.itemsize, min(segment(kernel.program), kernel.steps)
-    width = 8 if size == 2 else min(1 << (max(64 // (steps * size), 1).bit_length() - 1), 16 // size)
+    if kernel.record:
+        return 1
+    steps, width = min(segment(kernel.program), kernel.steps), 16 // kernel.dtype.itemsize
     most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
-    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS):
+    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[kernel.columns]):
         width //= 2
     return width
 
@@ -92,19 +96,18 @@ def _registers(kernel: Kernel, width: int) -> int:
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:
-    """:func:`vector_width` where every row starts on its boundary, else 1."""
+    """:func:`vector_width`, halved until every row starts on its boundary."""
     vector, geometry = vector_width(kernel), call.geometry
     strides = [t.stride(0) for t in (call.x, call.grad_spikes) if t is not None]
     strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
-    if any(stride % vector for stride in strides):
-        return 1
+    while vector > 1 and any(stride % vector for stride in strides):
+        vector //= 2
     tensors = call.neuron_tensors()
     addresses = [address(tensor) for tensor in tensors]
-    off_a_boundary = functools.reduce(operator.or_, addresses) % 16  # mostly none is
-    if off_a_boundary and any(
-        start % min(16, vector * t.element_size()) for start, t in zip(addresses, tensors, strict=True)
-    ):
-        return 1
+    if functools.reduce(operator.or_, addresses) % 16:  # mostly none is off a boundary
+        sizes = [tensor.element_size() for tensor in tensors]
+        while vector > 1 and any(a % min(16, vector * size) for a, size in zip(addresses, sizes, strict=True)):
+            vector //= 2
     return vector
 
 
@@ -116,18 +119,23 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     sums are written.
     """
     outer, channels, inner = geometry
-    enough = processors * 64
+    enough = processors * (GRADIENT_BLOCKS if kernel.grads else 64)
     if kernel.columns:
-        tall = BLOCK[True] // 32
-        across = math.ceil(channels / (32 * vector))
+        wide = block_width(channels, vector)
+        tall, across = BLOCK // wide, math.ceil(channels / (wide * vector))
         shares = min(math.ceil(outer / tall), max(enough // across, 1))
         rows = tall * math.ceil(math.ceil(outer / shares) / tall)
         shares = math.ceil(outer / rows)
         return shares * across, rows, shares
-    tiles = math.ceil(outer * inner / (BLOCK[False] * vector))
-    rows = max(tiles * channels // enough, 1) if kernel.grads else 1
+    tiles = math.ceil(outer * inner / (BLOCK * vector))
+    rows = max(math.ceil(tiles * channels / enough), 1) if kernel.grads else 1
     shares = math.ceil(tiles / rows)
     return shares * channels, rows, shares
+
+
+def block_width(channels: int, vector: int) -> int:
+    """Threads of a block that lie side by side over channels, with ``columns``: as many as there is work for."""
+    return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
 
 
 def launch(kernel: Kernel, call: Call) -> None:
@@ -142,8 +150,7 @@ def launch(kernel: Kernel, call: Call) -> None:
     submit(kernel, vector, "backward", blocks, block, device)
     if kernel.grads:
         sums = kernel.grads * call.geometry.channels // call.neighbours
-        blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, with_rows(block, shares), device)
+        submit(kernel, vector, "finish", sums, with_rows(block, shares), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
@@ -157,7 +164,7 @@ def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, de
         _make_context()
     function = _function(kernel, vector, name, index)
     argument = (ctypes.c_char_p * 1)(block)  # its address is that of an array of pointers to arguments
-    stream, threads = torch._C._cuda_getCurrentRawStream(index), BLOCK[kernel.columns]
+    stream, threads = torch._C._cuda_getCurrentRawStream(index), BLOCK
     driver.launchKernel(function.ptr, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(argument), 0)
 
 

@@ -7,24 +7,26 @@ still has the old package beside the new one, with classes of its own; 2.x has i
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
 import spikingjelly
-from spikingjelly.activation_based import functional
 from torch import nn
 
+from .. import _compat
 from .neuron_settings import constructor_parameters
 
 OLD, NEW = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 
 MODULES = ("base", "encoding", "functional", "layer", "monitor", "neuron", "rnn", "surrogate")
 """The modules whose names mean the same in both packages, but for those in ``RENAMED`` and some that are gone."""
+
+OTHERS = ("ann2snn", "cu_kernel_opt", "examples", "lava_exchange", "model", "neuron_kernel", "spike_op", "tensor_cache")
+"""The old package's other parts: 0.0.0.0.14's are used as they are, in 2.x they are gone or have changed."""
 
 RENAMED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "neuron": {
@@ -53,18 +55,19 @@ class _RenamedType(type):
         if "stands_for" not in vars(cls):
             return super().__call__(*args, **kwargs)  # a class that derives from it
         meant = cls.meant()
-        return meant(*args, **cls.arguments(meant, kwargs))
+        return meant(*args, **cls.arguments(meant, args, kwargs))
 
     def meant(cls) -> Any:
         """What the new name means now, which may be the stand-in of a :class:`klif_sj.patched` block."""
         module, name = cls.stands_for
         return getattr(importlib.import_module(module), name)
 
-    def arguments(cls, meant: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The new class's arguments. A stand-in takes a backend too, the new class itself where it has one."""
-        known = {"backend"} if hasattr(meant, "patch") else set(constructor_parameters(meant))
-        kept = {name: value for name, value in kwargs.items() if name not in GONE - known}
-        return {**cls.given, **kept}
+    def arguments(cls, meant: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The new class's keyword arguments. A stand-in takes a backend too, the new class itself where it has one."""
+        parameters = constructor_parameters(meant)
+        known = {"backend"} if hasattr(meant, "patch") else set(parameters)
+        given = {name: value for name, value in cls.given.items() if name not in parameters[: len(args)]}
+        return {**given, **{name: value for name, value in kwargs.items() if name not in GONE - known}}
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, cls.meant()) if "stands_for" in vars(cls) else super().__instancecheck__(instance)
@@ -75,7 +78,7 @@ def _renamed(module: str, old: str, new: str, given: dict[str, Any]) -> type:
     original = getattr(importlib.import_module(f"{NEW}.{module}"), new)
 
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        original.__init__(self, *args, **renamed.arguments(original, kwargs))
+        original.__init__(self, *args, **renamed.arguments(original, args, kwargs))
 
     namespace = {"__init__": init, "__module__": f"{OLD}.{module}", "__doc__": original.__doc__}
     renamed: Any = _RenamedType(old, (original,), namespace)
@@ -95,36 +98,24 @@ def _translated(module: str) -> ModuleType:
 
 
 def _gone(module: str) -> Callable[[str], Any]:
-    """What is said of a name that a module does not have; a part of the old package that exists is imported."""
+    """What is said of a name that a module of the old package had and the new one has not."""
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or (module == OLD and name in OTHERS):  # one that is not imported yet
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        if module == OLD and importlib.util.find_spec(f"{OLD}.{name}"):
-            return importlib.import_module(f"{OLD}.{name}")
         raise ImportError(
             f"{module}.{name} of SpikingJelly 0.0.0.0.12 was not only renamed: klif_sj cannot translate it. Port this "
-            f"part of the code to {NEW}, or run it on spikingjelly 0.0.0.0.14 with names of {OLD} alone"
+            f"part of the code to {NEW}, or run it on spikingjelly 0.0.0.0.14, which still has it"
         )
 
     return __getattr__
 
 
-def _package(path: list[str]) -> ModuleType:
-    package = ModuleType(OLD, f"{NEW} under the name that it had")
+def _package(name: str, path: list[str]) -> ModuleType:
+    package = ModuleType(name, f"{NEW} under the name that it had")
     package.__path__ = path
-    package.__getattr__ = _gone(OLD)  # type: ignore[method-assign]
+    package.__getattr__ = _gone(name)  # type: ignore[method-assign]
     return package
-
-
-def set_backend(net: nn.Module, backend: str, instance: Any = nn.Module) -> None:
-    """0.0.0.0.14's ``functional.set_backend``, for the neurons that have a choice of backends; 2.x has it no more."""
-    for module in net.modules():
-        if isinstance(module, instance) and hasattr(module, "supported_backends"):
-            if backend in module.supported_backends:
-                module.backend = backend
-            else:
-                logging.getLogger(__name__).warning("%s cannot use backend %r here", type(module).__name__, backend)
 
 
 @contextmanager
@@ -133,22 +124,20 @@ def old_names() -> Iterator[None]:
     if getattr(sys.modules.get(OLD), "__path__", None) is _PATH:
         yield  # within another block
         return
-    lacking = not hasattr(functional, "set_backend")
-    if lacking:
-        functional.set_backend = set_backend
     before = {name: sys.modules.pop(name) for name in _loaded()}
     attribute = vars(spikingjelly).get("clock_driven")
     _PATH[:] = [f"{folder}/clock_driven" for folder in spikingjelly.__path__]
-    package, translated = _package(_PATH), {f"{OLD}.{name}": _translated(name) for name in MODULES}
-    vars(package).update({name.rpartition(".")[2]: module for name, module in translated.items()})
+    package, translated = _package(OLD, _PATH), {f"{OLD}.{name}": _translated(name) for name in MODULES}
+    missing = [f"{OLD}.{name}" for name in OTHERS if not PathFinder.find_spec(f"{OLD}.{name}", _PATH)]
+    parts = {**translated, **{name: _package(name, []) for name in missing}}
+    vars(package).update({name.rpartition(".")[2]: module for name, module in parts.items()})
     renewed = [*_renew(_meanings(before, translated))]
-    sys.modules |= {OLD: package, **translated}
+    sys.modules |= {OLD: package, **parts}
     spikingjelly.clock_driven = package
     try:
-        yield
+        with _compat.with_set_backend():
+            yield
     finally:
-        if lacking:
-            del functional.set_backend
         for name in _loaded():
             del sys.modules[name]
         sys.modules |= before

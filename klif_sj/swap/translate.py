@@ -16,7 +16,6 @@ from torch.nn.parameter import is_lazy
 
 from .. import _compat
 from ..runtime import unavailable
-from ..runtime.backend import BACKENDS
 from .neuron_settings import (
     RUNNING,
     Settings,
@@ -150,7 +149,7 @@ def _usable(cls: type, arguments: Settings) -> Settings:
     if cls.__module__.startswith("spikingjelly."):
         if backend not in (None, "torch", "cupy"):
             del arguments["backend"]
-    elif backend in BACKENDS and unavailable(backend):
+    elif backend and unavailable(backend):
         arguments["backend"] = "auto"
     return arguments
 

@@ -14,8 +14,8 @@ import torch
 
 import klif_sj
 from klif_sj import cli, runtime
-from klif_sj.cli import errors
 from klif_sj._environment import environment
+from klif_sj.cli import errors
 from klif_sj.training.classifier import SpikingClassifier
 from klif_sj.training.reports import comparison
 from klif_sj.training.step_cost import measure_step

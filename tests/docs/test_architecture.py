@@ -34,7 +34,6 @@ def table(header: str, column: int) -> dict[str, tuple[str, ...]]:
 
 
 ALLOWED = table("part | what it is for | may import", 2)
-EXCEPTIONS = table("module | may also import | because", 1)
 
 
 def part_of(module: str) -> str:
@@ -74,7 +73,7 @@ def imports_of_other_parts(module: str) -> set[str]:
 def test_a_module_imports_only_what_the_page_allows(module: str) -> None:
     part = part_of(module)
     assert part in ALLOWED, f"docs/architecture.md has no row for `{part}`"
-    entries = (*ALLOWED[part], *EXCEPTIONS.get(module, ()))
+    entries = ALLOWED[part]
     refused = {name for name in imports_of_other_parts(module) if not any(permits(entry, name) for entry in entries)}
     assert not refused, (
         f"`{module}` imports {refused}, which the row of `{part}` in docs/architecture.md does not allow"
@@ -85,18 +84,14 @@ def test_every_row_of_the_page_is_a_part() -> None:
     assert sorted(ALLOWED) == sorted({part_of(module) for module in MODULES})
 
 
-@pytest.mark.parametrize("module", EXCEPTIONS)
-def test_an_exception_is_still_needed(module: str) -> None:
-    assert module in MODULES, f"`{module}` is gone: delete its row"
-    assert set(EXCEPTIONS[module]) <= imports_of_other_parts(module), f"delete what `{module}` no longer imports"
-
-
 def test_the_rules_that_the_page_states_in_words_are_in_its_table() -> None:
     """A wider row must not undo what the page says above it."""
     assert ALLOWED["codegen"] == ()
     assert ALLOWED["runtime"] == ("codegen.*",)
     assert not {"*", "runtime.*", "codegen", "codegen.*"} & set(ALLOWED["neuron"])
-    may_import_cli = {part for part, entries in ALLOWED.items() if any(permits(entry, "cli") for entry in entries)}
+    may_import_cli = {
+        part for part, entries in ALLOWED.items() if any(permits(entry, "cli") for entry in ALLOWED[part])
+    }
     assert may_import_cli == {"cli", "__main__"}
 
 

@@ -106,17 +106,37 @@ def test_console_script_and_extras_are_declared() -> None:
     assert set(metadata.metadata("klif_sj").get_all("Provides-Extra")) == {"cuda12", "cuda13", "docs", "test", "train"}
 
 
-def test_constraints_satisfy_the_requirements() -> None:
-    """Every requirement of the CUDA 13 set-up has a pinned version, which it accepts."""
+@pytest.mark.parametrize(
+    ("file", "python", "extras"),
+    [
+        ("constraints.txt", "3.11", ("cuda13", "docs", "test", "train")),
+        ("constraints.txt", "3.12", ("cuda13", "docs", "test", "train")),
+        *((f"constraints/python{version}.txt", version, ("test", "train")) for version in ("3.10", "3.12", "3.13")),
+    ],
+)
+def test_constraints_satisfy_the_requirements(file: str, python: str, extras: tuple[str, ...]) -> None:
+    """Every requirement of a set-up has a pinned version, which it accepts."""
     requirement = pytest.importorskip("packaging.requirements").Requirement
-    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    lines = (line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines())
     pinned = dict(re.fullmatch(r"([\w.-]+)==(\S+)", line).groups() for line in lines if line)
-    for text in metadata.requires("klif_sj"):
-        needed = requirement(text)
-        if "cuda12" in str(needed.marker) or needed.name == "setuptools":
-            continue
-        assert needed.name in pinned, f"{needed.name} is not pinned in constraints.txt"
+    needed_here = [
+        needed
+        for needed in map(requirement, metadata.requires("klif_sj"))
+        if needed.name != "setuptools"
+        and (not needed.marker or any(needed.marker.evaluate({"python_version": python, "extra": e}) for e in extras))
+    ]
+    assert len(needed_here) >= 12
+    for needed in needed_here:
+        assert needed.name in pinned, f"{needed.name} is not pinned in {file}"
         assert needed.specifier.contains(pinned[needed.name]), f"{needed} excludes {pinned[needed.name]}"
+
+
+def test_every_python_of_the_matrix_is_declared() -> None:
+    declared = re.findall(r"Python :: (3\.\d+)\n", (ROOT / "setup.cfg").read_text())
+    assert declared == ["3.10", "3.11", "3.12", "3.13"]
+    (matrix,) = re.findall(r"^MATRIX := (.*)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(matrix.split()) <= set(declared)
+    assert {path.name for path in (ROOT / "constraints").iterdir()} == {f"python{v}.txt" for v in matrix.split()}
 
 
 def test_only_compat_asks_which_spikingjelly_is_installed() -> None:

@@ -26,6 +26,7 @@ from neurons import (
 from spikingjelly.activation_based import base, functional, layer, monitor
 from tolerance import assert_close, assert_equal
 from torch import nn
+from versions import TRACED_BY_DYNAMO, needs_compile
 
 import klif_sj
 from klif_sj import FusedNode
@@ -142,6 +143,7 @@ def test_state_dict(case: Case, backend: str) -> None:
 # torch's tools
 
 
+@needs_compile
 def test_compile(case: Case, backend: str) -> None:
     torch._dynamo.reset()
     net = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), case.make(backend=backend))
@@ -152,6 +154,18 @@ def test_compile(case: Case, backend: str) -> None:
         assert_same_results(actual, expected)
         functional.reset_net(net)
         functional.reset_net(compiled)
+
+
+@pytest.mark.skipif(TRACED_BY_DYNAMO, reason="this torch takes neurons into its graphs")
+def test_compile_by_a_torch_that_cannot_trace_a_neuron(case: Case, backend: str) -> None:
+    torch._dynamo.reset()
+    net, x = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), case.make(backend=backend)), current()
+    expected = net(x)
+    functional.reset_net(net)
+    assert_equal(torch.compile(net, backend="aot_eager")(x), expected)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="FusedNode.multi_step_forward"):
+        torch.compile(net, backend="aot_eager", fullgraph=True)(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

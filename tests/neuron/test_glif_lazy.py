@@ -12,6 +12,7 @@ import torch
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
+from versions import needs_compile
 
 from klif_sj import GLIFNode
 from klif_sj.neuron.glif import GATES, MEMBRANE, from_authors
@@ -130,6 +131,7 @@ def test_what_an_uninitialised_node_cannot_do_says_so() -> None:
     assert node._replicate_for_data_parallel().T == T
 
 
+@needs_compile
 @pytest.mark.parametrize("options", [{}, {"T": T, "inplane": C}], ids=["lazy", "known"])
 def test_compile_from_the_first_call(options: dict) -> None:
     torch._dynamo.reset()

@@ -110,7 +110,7 @@ def test_the_same_sums_every_run_and_a_grid_that_covers_all(monkeypatch: pytest.
     runs = [_ran(node, x, grad, {})["grad_k"] for _ in range(3)]
     assert runs[0] == runs[1] == runs[2]
     _, vector, blocks = emulation.launches[1]
-    tiles = -(-300 * 301 // (cuda.BLOCK[False] * vector))
+    tiles = -(-300 * 301 // (cuda.BLOCK * vector))
     assert 1 < blocks < tiles
 
 

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from versions import needs_compile
 
 from klif_sj import FusedNode, KLIFNode, LearnableATan, runtime
 from klif_sj.codegen import Program
@@ -76,6 +77,7 @@ def test_registered_autograd_equals_the_eager_one() -> None:
         assert_equal(actual, value)
 
 
+@needs_compile
 @pytest.mark.parametrize("case", FIRST_OF_CLASS, ids=lambda case: case.name)
 def test_compiled_by_inductor(case: Case) -> None:
     """A network with generated kernels compiles to one graph and trains as it does eagerly."""
@@ -102,6 +104,7 @@ def test_compiled_by_inductor(case: Case) -> None:
         assert_close(grad, value)
 
 
+@needs_compile
 def test_compiled_graph_follows_a_changed_constant() -> None:
     """A compiled neuron whose tau or surrogate is changed is compiled again, not run with the old kernel."""
     node = KLIFNode(step_mode="m", backend="cpp")
@@ -119,6 +122,7 @@ def test_compiled_graph_follows_a_changed_constant() -> None:
         assert not torch.equal(actual, first)
 
 
+@needs_compile
 def test_compiled_with_a_learnable_surrogate() -> None:
     node = KLIFNode(step_mode="m", backend="cpp", surrogate_function=LearnableATan(k=1.5))
     x, gradients = inputs(), []
@@ -164,6 +168,7 @@ def test_checkpointed_where_only_one_pass_is_watched(watched: str, steps: int) -
     assert_equal(node.k.grad, expected[1])
 
 
+@needs_compile
 def test_compiled_with_the_number_of_steps_as_a_symbol() -> None:
     node = KLIFNode(step_mode="m", backend="cpp")
     compiled = torch.compile(node, backend="aot_eager", fullgraph=True)

@@ -44,8 +44,7 @@ class Emulation:
 
     def submit(self, kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
         self.launches.append((name, vector, blocks))
-        threads = cuda.BLOCK[kernel.columns]
-        _compiled(kernel, vector, name)(struct.pack("@2q", blocks, threads) + call)
+        _compiled(kernel, vector, name)(struct.pack("@2q", blocks, cuda.BLOCK) + call)
 
 
 def emulate(monkeypatch: pytest.MonkeyPatch, processors: int = 1) -> Emulation:

@@ -184,7 +184,7 @@ def test_what_is_not_swapped_is_spikingjellys_new_class() -> None:
         assert type(plain) is neuron.LIFNode
         assert (plain.tau, plain.step_mode) == (3.0, "m")
         assert isinstance(plain, old_neuron.MultiStepLIFNode)
-        assert old_layer.MultiStepDropout2d().p == 0.5
+        assert [old_layer.MultiStepDropout2d(*p).p for p in ((), (0.3,))] == [0.5, 0.3]
         assert old_layer.Dropout2d is layer.Dropout2d
 
         class Mine(old_neuron.MultiStepLIFNode):
@@ -207,8 +207,12 @@ def test_a_name_that_was_not_only_renamed_says_what_to_do() -> None:
         with pytest.raises(ImportError, match=r"ConvBatchNorm2d .* was not only renamed"):
             old_layer.ConvBatchNorm2d(3, 3, 3)
         if _compat.SPIKINGJELLY_2:
-            with pytest.raises(ImportError, match=r"clock_driven\.model .* was not only renamed"):
-                from spikingjelly.clock_driven import model  # noqa: F401
+            with pytest.raises(ImportError, match=r"clock_driven\.model\.train_classify .* was not only renamed"):
+                from spikingjelly.clock_driven.model import train_classify  # noqa: F401
+        else:
+            from spikingjelly.clock_driven import model
+
+            assert Path(model.__file__).parts[-3:-1] == ("clock_driven", "model")
     assert not hasattr(neuron, "MultiStepLIFNode")
 
 

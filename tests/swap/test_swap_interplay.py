@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
+from versions import needs_compile
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode, state_contexts, swap_neurons
 from klif_sj.swap.neuron_settings import SPIKING_NEURONS
@@ -80,6 +81,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         assert_same_gradients(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
 
 
+@needs_compile
 @pytest.mark.parametrize(("new", "options"), NEURONS)
 def test_compile(new: type, options: dict[str, Any]) -> None:
     net = swapped(new, **options)
@@ -92,6 +94,7 @@ def test_compile(new: type, options: dict[str, Any]) -> None:
     assert_same_gradients(gradients(net, actual), expected_gradients)
 
 
+@needs_compile
 def test_a_network_that_was_compiled_before_the_swap_runs_the_new_neurons() -> None:
     net = nn.Sequential(layer.Linear(FEATURES, 8), neuron.LIFNode())
     functional.set_step_mode(net, "m")
