@@ -234,7 +234,7 @@ class TrainingRun:
         return False
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
-        """Train to the last epoch and write ``result.json``; returns what it holds, of a training that is finished too.
+        """Train to the last epoch and write ``result.json``; returns its content. A finished run is not trained again.
 
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
         :raises klif_sj.training.divergence.DivergenceError: where the loss is NaN or infinite
