@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cuda13,train,test
+EXTRAS ?= cuda13,train,test,docs
 JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.klif_sj-installed
@@ -17,16 +17,20 @@ MATRIX := 3.10 3.12 3.13
 QUICK := tests/neuron tests/runtime tests/codegen tests/swap tests/models tests/cli tests/docs/test_package.py
 python_of = $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python)),python$(1))
 
-.PHONY: demo test matrix bench-quick lint venv clean
+.PHONY: demo test matrix nvrtc-matrix bench-quick lint docs venv clean
 
 demo: $(INSTALLED)
 	$(BIN)/klif-sj compare --out demo
 
 # JOBS processes with one thread each: more threads than cores stall one another.
 test: export OMP_NUM_THREADS = 1
-test: lint $(OLD_LINE_INSTALLED)
+test: lint docs $(OLD_LINE_INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS)
 	PYTHONPATH=$(CURDIR)/$(OLD_LINE) $(BIN)/python -m pytest -n $(JOBS) -m "not once"
+
+# The compile tests with NVRTC 12.4 to 13.0 and CuPy 13.6 and 14.2, which are fetched into .nvrtc; needs no GPU.
+nvrtc-matrix: $(INSTALLED)
+	$(BIN)/python tests/nvrtc_matrix.py
 
 matrix: $(MATRIX:%=matrix-%)
 
@@ -42,6 +46,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, the API reference and the gallery, to be opened at docs/_build/html/index.html. A warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs docs/_build/html
 
 venv: $(INSTALLED)
 
@@ -62,4 +70,4 @@ $(OLD_LINE_INSTALLED): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLD_LINE) .matrix demo klif-sj-compare klif-sj-train bench-quick build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD_LINE) .nvrtc .matrix demo klif-sj-compare klif-sj-train bench-quick build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

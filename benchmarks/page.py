@@ -16,22 +16,24 @@ PAGE = ROOT / "docs" / "performance.md"
 INTRODUCTION = """\
 # Performance
 
-This page is generated from measurements by `python benchmarks/page.py`; every figure comes from a
-`benchmarks/results/*/results.csv`, where all rows are, with quartiles, errors and versions.
+`python benchmarks/page.py` generates this page from measurements. Every figure comes from a file
+`benchmarks/results/*/results.csv`, which contains all rows with quartiles, errors and versions.
 
-- **Ours** is what `backend="auto"` takes: `cpp` on the CPU, `cupy` on the GPU. A rival's `3.2x` says that it took
-  3.2 times as long as ours in the same run; below 1 it was faster.
-- **Limit** is a copy (`Tensor.copy_`) that moves as many bytes as the pass has to: forward reads the input and writes
-  the spikes, backward reads the input and the spikes' gradient and writes the input's. `1.3x` says that ours took 1.3
-  times as long as this copy. On a CPU it may be below 1: we store around the caches, which `copy_` does not.
-- Before anything is timed its spikes and all its gradients are compared with the equations in float64; what computes
-  something else is *refused*, and what raises has *failed*.
-- Layers are `[T, N, C, H, W]` with up to 64 channels, states start at zero in every call (`reset` is part of the
-  time), inputs are random with 10 to 40 % spikes, results of an operation as in a network (so states that nobody reads
-  are not written), and used in turn; the spikes' gradient is dense and random. GPU times
-  are of CUDA events with a cleared L2 cache; *graph* is a CUDA graph, replayed. CPU times are by
-  `torch.utils.benchmark`. Times are medians.
-- On a CPU the providers of a workload take turns, several times, so that a slow minute of the machine is everybody's.
+- **Ours** is the backend that `backend="auto"` chooses: `cpp` on the CPU, `cupy` on the GPU. A rival's `3.2x` means
+  that it took 3.2 times as long as ours in the same run. A rival below 1 was faster.
+- **Limit** is a copy (`Tensor.copy_`) of as many bytes as the pass must move: forward reads the input and writes the
+  spikes; backward reads the input and the spikes' gradient and writes the input's gradient. `1.3x` means that ours took
+  1.3 times as long as this copy. On a CPU it may be below 1, because our stores bypass the caches and those of `copy_`
+  do not.
+- Before anything is timed, its spikes and all its gradients are compared with the equations in float64. A provider that
+  computes something else is *refused*, and one that raises an error has *failed*.
+- Layers are `[T, N, C, H, W]` with up to 64 channels. States start at zero in every call, and `reset` is part of the
+  time. Inputs are random and give 10 to 40 % spikes. They are results of an operation, as they are in a network, so
+  states that nobody reads are not written. Several inputs are used in turn. The gradient of the spikes is dense and
+  random.
+- Times are medians. GPU times come from CUDA events, with a cleared L2 cache; *graph* is a CUDA graph that is replayed.
+  CPU times come from `torch.utils.benchmark`. On a CPU the providers of a workload take turns, several times, so that a
+  slow minute of the machine affects all of them.
 """
 
 NO_GPU = """
@@ -66,7 +68,7 @@ def machine(name: str, rows: list[Row], pictures: list[str]) -> Iterator[str]:
         f"{tool} {first[tool]}" for tool in ("driver", "cuda", "python", "torch", "cupy", "triton") if first[tool]
     ]
     commits = sorted({row["commit"] for row in rows})
-    link = f"[All rows](../benchmarks/results/{name}/)"
+    link = f"[All rows](../benchmarks/results/{name}/results.csv)"
     yield f"{', '.join(versions)}; commit {', '.join(commits)}; {first['date']}. {link}.\n"
     layers = [row for row in rows if row["suite"] in ("kernels", "cpu")]
     for neuron, title in NEURONS.items():
@@ -107,10 +109,10 @@ def overhead_table(groups: list[dict[str, Row]]) -> Iterator[str]:
         return
     yield "### Overhead\n"
     yield (
-        "The time of a call with next to nothing to compute, of a layer by itself and of each of eight further ones "
-        "behind it, for which what surrounds a network is paid already (the median of the quietest of several rounds); "
-        "and of the first training step in a new "
-        "process, once with empty caches of compiled kernels and once with those that it left.\n"
+        "The host time of a call that has almost nothing to compute: that of a single layer, and that of each of eight "
+        "further layers behind it, which no longer contains what a network pays once. Both are medians of the quietest "
+        "of several rounds. *First* is the first training step in a new process: *cold* with empty caches of compiled "
+        "kernels, *warm* with the caches that the cold one filled.\n"
     )
     names = sorted({name for group in hosts for name in group})
     lines = []
@@ -125,8 +127,8 @@ def memory_table(groups: list[dict[str, Row]]) -> Iterator[str]:
         return
     yield "### Memory\n"
     yield (
-        "What a layer keeps for its backward, parameters aside, and the most that its forward and backward take at a "
-        "time, both in multiples of the input's bytes.\n"
+        "*Kept* is the memory that a layer keeps for its backward, without its parameters. *Peak* is the most memory "
+        "that its forward and backward use at one time. Both are multiples of the input's bytes.\n"
     )
     names = sorted({name for group in groups for name in group})
     lines = [[short(any_of(group)), *(memory(group.get(name)) for name in names)] for group in groups]
@@ -138,8 +140,9 @@ def training_table(groups: list[dict[str, Row]]) -> Iterator[str]:
         return
     yield "### Training\n"
     yield (
-        "Images a second of whole training steps: forward, backward, Adam. First the neurons by themselves, then the "
-        "losses of 32 steps from the same weights, were compared with those of plain torch. Dropout is off.\n"
+        "Images a second in whole training steps: forward, backward and Adam. Before they were timed, the neurons by "
+        "themselves and then the losses of 32 steps from the same weights were compared with those of plain torch. "
+        "Dropout is off.\n"
     )
     names = sorted({name for group in groups for name in group})
     lines = []
@@ -156,14 +159,14 @@ def lost(rows: Iterable[Row]) -> Iterator[str]:
     yield "### Where we lose\n"
     found = sorted(losses(rows), key=lambda loss: -loss[0])
     if not found:
-        yield "In no measurement of this run was a rival faster than ours.\n"
+        yield "No rival was faster than ours in any measurement of this run.\n"
         return
     lines = []
     for factor, row, own in found:
         measured = f"{row['pass']}, {row['launch']}"
         cells = [row["workload"], measured, row["provider"], duration(row), duration(own), f"{factor:.2f}x"]
         lines.append(cells)
-    yield "Every measurement in which a rival took less time than ours, the worst first.\n"
+    yield "These are all measurements in which a rival took less time than ours, the worst first.\n"
     yield table(["workload", "measured", "rival", "its time", "ours", "faster by"], lines)
 
 

@@ -1,6 +1,6 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
-from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
+from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode, state_contexts
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
 from .swap import patched, swap_neurons
@@ -16,5 +16,6 @@ __all__ = [
     "Rect",
     "parameter_groups",
     "patched",
+    "state_contexts",
     "swap_neurons",
 ]

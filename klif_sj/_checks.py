@@ -22,6 +22,12 @@ def check_number(name: str, value: object) -> float:
     return float(value)
 
 
+def check_threshold(value: object) -> float:
+    """``v_threshold`` as a float, finite or ``inf``, with which a neuron never fires."""
+    never = isinstance(value, Real) and value == math.inf
+    return math.inf if never else check_number("v_threshold", value)
+
+
 def check_positive(name: str, value: object) -> float:
     number = check_number(name, value)
     if not number > 0.0:
@@ -58,6 +64,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
     """Refuse what no step can be taken with: a wrong type or dtype, no batch dimension, no time step."""
     layout = "[T, N, *]" if step_mode == "m" else "[N, *]"
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError(
+            f"{neuron}: expected a tensor {layout}, got a torch.fx.Proxy: no symbolic trace goes through a spiking "
+            "neuron, so make its class a leaf of the tracer. For NIR, whose nodes do not have these equations, put "
+            "neurons that it knows in its place first, where they compute the same: klif_sj.swap_neurons(net, LIFNode)"
+        )
     if not isinstance(x, Tensor):
         raise TypeError(f"{neuron}: expected a tensor {layout}, got {type(x).__name__}")
     if x.dtype not in DTYPES:

@@ -5,6 +5,7 @@ No other file of the package may ask which SpikingJelly is installed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -14,15 +15,29 @@ from typing import Any
 
 import numpy as np
 from spikingjelly.activation_based import base, functional, neuron, surrogate
-from spikingjelly.activation_based.neuron import BaseNode
+from spikingjelly.activation_based.neuron import BaseNode as _BaseNode
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 SPIKINGJELLY_2 = hasattr(base.MemoryModule, "single_step_functional_forward")
 LINE = "2.x" if SPIKINGJELLY_2 else "0.0.0.0.14"
 
 
+if SPIKINGJELLY_2:
+    BaseNode = _BaseNode
+else:
+
+    class BaseNode(_BaseNode):  # type: ignore[no-redef]
+        """``BaseNode`` as 0.0.0.0.14's AttributeMonitor wants it: it asks ``__getattr__`` for plain attributes too."""
+
+        def __getattr__(self, name: str) -> Any:
+            attributes = self.__dict__
+            return attributes[name] if name in attributes else super().__getattr__(name)
+
+
 def init_base_node(
-    node: BaseNode,
+    node: _BaseNode,
     v_threshold: float,
     v_reset: float | None,
     surrogate_function: Callable,
@@ -31,7 +46,7 @@ def init_base_node(
 ) -> None:
     """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are none of its, so it gets ``'torch'``."""
     options: dict[str, Any] = {} if SPIKINGJELLY_2 else {"backend": "torch"}
-    BaseNode.__init__(
+    _BaseNode.__init__(
         node,
         v_threshold=v_threshold,
         v_reset=v_reset,
@@ -62,7 +77,7 @@ def spiking_neurons() -> dict[str, type[base.MemoryModule]]:
     return {
         name: value
         for name, value in vars(neuron).items()
-        if name in others or (isinstance(value, type) and issubclass(value, BaseNode) and value is not BaseNode)
+        if name in others or (isinstance(value, type) and issubclass(value, _BaseNode) and value is not _BaseNode)
     }
 
 
@@ -78,6 +93,28 @@ def operation_counters() -> Any:
     from spikingjelly.activation_based import op_counter
 
     return op_counter
+
+
+@contextmanager
+def with_set_backend() -> Iterator[None]:
+    """Give ``functional`` 0.0.0.0.14's ``set_backend``, which 2.x has dropped, for neurons that have a choice."""
+
+    def set_backend(net: nn.Module, backend: str, instance: Any = nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, instance) and hasattr(module, "supported_backends"):
+                if backend in module.supported_backends:
+                    module.backend = backend
+                else:
+                    logger.warning("%s goes on with backend %r: %r cannot serve", module, module.backend, backend)
+
+    if not SPIKINGJELLY_2:
+        yield
+        return
+    functional.set_backend = set_backend
+    try:
+        yield
+    finally:
+        del functional.set_backend
 
 
 def forget_reset_lists(net: nn.Module) -> None:

@@ -56,7 +56,9 @@ class LearnableATan(upstream.SurrogateFunctionBase):
         self.k_bounds = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = clamped_through(self.k, *self.k_bounds) * x
+        # At infinity the derivative by k, x g'(kx), is 0; unless x is finite, it would be computed as infinity times 0.
+        numbers = torch.finfo(x.dtype)
+        scaled = clamped_through(self.k, *self.k_bounds) * x.clamp(numbers.min, numbers.max)
         function = self.spiking_function if self.spiking else self.primitive_function
         return function(scaled, self.alpha)
 

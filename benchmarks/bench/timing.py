@@ -187,7 +187,7 @@ def peak_bytes(call: Call, device: str) -> int:
     """The most memory that a call holds at a time, beyond what was held before."""
     call()
     if device == "cpu":
-        from klif_sj.training.measure import peak_on_cpu
+        from klif_sj.training.step_cost import peak_on_cpu
 
         return peak_on_cpu(call)
     torch.cuda.synchronize()

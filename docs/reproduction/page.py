@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from klif_sj.training.reproduce_page import write_page
+from klif_sj.training.reports.reproduction_page import write_page
 
 if __name__ == "__main__":
     write_page(Path(__file__).parent)

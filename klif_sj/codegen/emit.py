@@ -109,7 +109,7 @@ COSTLY = _words("""
 """)
 """Operations that take longer than writing their result to a cache and reading it again."""
 
-_RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow")) | _words("""
+_RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow", "reciprocal")) | _words("""
     x p state output kept grad_p grad_state grad_output grad_x real io step int64 uint8 bits32
     NAN INFINITY INLINE DEVICE LAMBDA
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast
@@ -135,11 +135,13 @@ def literal(value: float | bool, dtype: torch.dtype) -> str:
         return "true" if value else "false"
     if dtype not in (torch.float32, torch.float64):
         return str(int(value))
+    with np.errstate(over="ignore"):
+        rounded = (np.float32 if dtype == torch.float32 else np.float64)(value)
     if math.isnan(value):
         return "real(NAN)"
-    if math.isinf(value):
+    if np.isinf(rounded):
         return "real(INFINITY)" if value > 0 else "real(-INFINITY)"
-    text = str(np.float32(value)) if dtype == torch.float32 else repr(float(value))
+    text = str(rounded)
     text = text if re.search(r"[.e]", text) else f"{text}.0"
     text += "f" if dtype == torch.float32 else ""
     return f"({text})" if value < 0 or text.startswith("-") else text
@@ -282,6 +284,8 @@ class _Printer:
         )
         if name == "mul" and dtype == self.dtype and literal(1.0, dtype) in printed:
             return str(printed[1] if printed[0] == literal(1.0, dtype) else printed[0])
+        if name == "reciprocal" and self._is_at_least_one(args[0]):
+            return f"reciprocal_({printed[0]})"
         if name in INFIX and not options.get("rounding_mode"):
             return f"({printed[0]} {INFIX[name]} {printed[1]})"
         if name in FUNCTIONS:
@@ -303,6 +307,17 @@ class _Printer:
             return expression
         return f"{'real' if dtype == self.dtype else C_TYPES[dtype]}({expression})"
 
+    def _is_at_least_one(self, value: Any) -> bool:
+        """Whether a value is 1 and a square or more, as in the gradients of many surrogates; or not a number."""
+        if not isinstance(value, Value) or value.index < 0:
+            return False
+        operation = self.graph.operations[value.index]
+        if operation.name != "add" or operation.options.get("alpha", 1) != 1 or operation.dtype != self.dtype:
+            return False
+        numbers = [a for a in operation.args if not isinstance(a, Value)]
+        terms = [self.graph.operations[a.index] for a in operation.args if isinstance(a, Value) and a.index >= 0]
+        return len(terms) == 1 and [number >= 1 for number in numbers] == [True] and _is_not_negative(terms[0])
+
     def _common_dtype(self, args: tuple[Any, ...]) -> torch.dtype:
         """The dtype in which torch compares: a Python number only counts where it is of a higher kind."""
         kinds = {bool: torch.bool, int: torch.int64, float: self.dtype}
@@ -321,6 +336,11 @@ class _Printer:
 def c_identifier(name: str) -> str:
     """A parameter's dotted name as a C identifier."""
     return re.sub(r"\W", "_", name)
+
+
+def _is_not_negative(operation: Operation) -> bool:
+    squared = operation.name == "mul" and operation.args[0] == operation.args[1]
+    return squared or operation.name in ("square", "abs", "exp") or (operation.name == "pow" and operation.args[1] == 2)
 
 
 def _is_wrapped(expression: str) -> bool:

@@ -36,6 +36,12 @@ class Kernel:
         """Once: it goes through all of the program, and several caches are asked for a kernel in every call."""
         return hash((self.program, self.steps, self.dtype, self.columns, self.record, self.backward))
 
+    @functools.cached_property
+    def real(self) -> torch.dtype:
+        """The dtype of states and arithmetic."""
+        dtype: torch.dtype = getattr(torch, self.program.dtype)
+        return dtype
+
     @property
     def totals(self) -> int:
         """Learned parameters whose gradient is one sum over all time steps."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .emit import c_identifier, function_body, worth_keeping
-from .trace import Graph, Step, StepTraceError, Value, origin, trace_backward, trace_forward
+from .trace import Graph, PlainTorch, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
 SEGMENT = 16
 """Steps that are walked at a time; a longer sequence is walked in segments, its states stored in between."""
@@ -50,11 +50,26 @@ class Program:
     forward_keeping: str | None = None
     backward_of_kept: str | None = None
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Once: several caches are asked for a program in every call."""
+        return hash((self.neuron, self.parameters, self.dtype, self.forward, self.backward))
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
+        return tuple(p.name for p in self.parameters)
+
     @functools.cached_property
     def learned(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.learned)
 
-    def encode(self) -> str:
+    @functools.cached_property
+    def text(self) -> str:
+        """All of the program, for :meth:`decode`."""
         return json.dumps(asdict(self))
 
     @staticmethod
@@ -73,32 +88,39 @@ def build_program(
 
     :raises StepTraceError: naming the operation that no kernel can express and the line it came from
     """
-    names = [p.name for p in parameters]
     try:
-        _check_names(states, names)
-        forward_graph = trace_forward(step, states, names, dtype)
-        used = forward_graph.used_inputs()
-        backward_graph = None
-        if backward:
-            learned = [p.name for p in parameters if p.learned and p.name in used]
-            backward_graph = trace_backward(step, states, names, learned, dtype)
-            used |= backward_graph.used_inputs()
-        read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
-        read.sort(key=lambda p: (not p.learned, p.per_step))
-        program = Program(
-            neuron=neuron,
-            states=tuple(states),
-            parameters=tuple(read),
-            dtype=str(dtype).removeprefix("torch."),
-            forward=_forward_text(forward_graph, states, read),
-        )
-        return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
+        with PlainTorch():
+            return _build_program(neuron, step, states, parameters, dtype, backward)
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:
         raise StepTraceError(
             _explain(neuron, f"tracing it raised {type(error).__name__}: {str(error).rstrip('. ')}{origin(error)}")
         ) from error
+
+
+def _build_program(
+    neuron: str, step: Step, states: Sequence[str], parameters: Sequence[Parameter], dtype: torch.dtype, backward: bool
+) -> Program:
+    names = [p.name for p in parameters]
+    _check_names(states, names)
+    forward_graph = trace_forward(step, states, names, dtype)
+    used = forward_graph.used_inputs()
+    backward_graph = None
+    if backward:
+        learned = [p.name for p in parameters if p.learned and p.name in used]
+        backward_graph = trace_backward(step, states, names, learned, dtype)
+        used |= backward_graph.used_inputs()
+    read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
+    read.sort(key=lambda p: (not p.learned, p.per_step))
+    program = Program(
+        neuron=neuron,
+        states=tuple(states),
+        parameters=tuple(read),
+        dtype=str(dtype).removeprefix("torch."),
+        forward=_forward_text(forward_graph, states, read),
+    )
+    return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
 
 
 def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:

@@ -167,31 +167,31 @@ class _Recorder(TorchDispatchMode):
         if found is None:
             raise StepTraceError(
                 f"it reads a tensor that is neither input, state nor parameter (shape {tuple(tensor.shape)})"
-                f"{_at(_caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
+                f"{at(caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
                 "from effective_parameters()"
             )
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        line = _caller()
+        line = caller()
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense":
             raise StepTraceError(
-                f"it reads a tensor's value in Python (.item(), if, float()){_at(line)}. Choose between values with "
+                f"it reads a tensor's value in Python (.item(), if, float()){at(line)}. Choose between values with "
                 "torch.where instead"
             )
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise StepTraceError(f"aten::{name} draws random numbers{_at(line)}")
+            raise StepTraceError(f"aten::{name} draws random numbers{at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
         reads_values = not name.startswith("new_") and not name.endswith("_like")
         operands = tuple(self._operand(arg) if reads_values or not isinstance(arg, Tensor) else None for arg in args)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or out.ndim:
             shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
-            raise StepTraceError(f"aten::{name} gives no scalar but a {type(out).__name__}{shape}{_at(line)}")
+            raise StepTraceError(f"aten::{name} gives no scalar but a {type(out).__name__}{shape}{at(line)}")
         if any(writes) and not writes[0]:
-            raise StepTraceError(f"aten::{name} writes to an argument that is not its first{_at(line)}")
+            raise StepTraceError(f"aten::{name} writes to an argument that is not its first{at(line)}")
         if not any(writes) and _storage(out) in self._values:
             return out
         self.operations.append(Operation(name.removesuffix("_"), operands, kwargs, out.dtype, line))
@@ -208,11 +208,10 @@ class _Recorder(TorchDispatchMode):
 
 def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
     """The step: inputs x, the states and the parameters; outputs ``output`` (the spike) and the new states."""
-    with _PlainTorch():
-        inputs = _scalars(("x", *states, *parameters), dtype)
-        with torch.no_grad(), _Recorder(inputs) as recorder:
-            spike, updated = _take(step, inputs, states, parameters)
-        outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
+    inputs = _scalars(("x", *states, *parameters), dtype)
+    with torch.no_grad(), _Recorder(inputs) as recorder:
+        spike, updated = _take(step, inputs, states, parameters)
+    outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
 
 
@@ -225,41 +224,50 @@ def trace_backward(
     ``grad_x``, ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
     """
     outputs: dict[str, Value | None]
-    with _PlainTorch():
-        leaves = _scalars(("x", *states, *parameters), dtype)
-        upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
-        wanted = ("x", *states, *learned)
-        for name in wanted:
-            leaves[name].requires_grad_()
-        with torch.enable_grad():
-            # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
-            inputs = {name: leaf.clone() for name, leaf in leaves.items()}
-        with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
-            spike, updated = _take(step, inputs, states, parameters)
-            results = [spike, *(updated[name] for name in states)]
-            outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
-            # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
-            weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
-            grads: Sequence[Tensor | None] = [None] * len(wanted)
-            if weighted:
-                root = functools.reduce(torch.add, weighted)
-                grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
-        outputs |= {
-            f"grad_{name}": None if grad is None else recorder.value(grad)
-            for name, grad in zip(wanted, grads, strict=True)
-        }
+    leaves = _scalars(("x", *states, *parameters), dtype)
+    upstream = _scalars(("grad_output", *(f"grad_{name}" for name in states)), dtype)
+    wanted = ("x", *states, *learned)
+    for name in wanted:
+        leaves[name].requires_grad_()
+    with torch.enable_grad():
+        # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
+        inputs = {name: leaf.clone() for name, leaf in leaves.items()}
+    with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
+        spike, updated = _take(step, inputs, states, parameters)
+        results = [spike, *(updated[name] for name in states)]
+        outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
+        # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
+        weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
+        grads: Sequence[Tensor | None] = [None] * len(wanted)
+        if weighted:
+            root = functools.reduce(torch.add, weighted)
+            grads = torch.autograd.grad(root, [leaves[name] for name in wanted], allow_unused=True)
+    outputs |= {
+        f"grad_{name}": None if grad is None else recorder.value(grad) for name, grad in zip(wanted, grads, strict=True)
+    }
     return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
 
 
-class _PlainTorch:
-    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, other modes."""
+class OutsideJitTrace:
+    """What runs within is no part of a trace of torch.jit that is under way, in which sizes are operations too."""
+
+    def __enter__(self) -> None:
+        self._trace = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_tracing_state(self._trace)  # type: ignore[attr-defined]
+
+
+class PlainTorch:
+    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, export, other modes."""
 
     def __enter__(self) -> None:
         self._contexts = (
             _disable_current_modes(),
+            torch._C.DisableTorchFunction(),  # a default device is a mode of it, and export notes calls by one
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
             # Else activation checkpointing would run its region again when the trace takes a gradient.
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
         )
@@ -285,8 +293,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _caller() -> Line | None:
-    """The innermost frame outside torch and this package's tracer: the neuron's or the surrogate's own line.
+def caller() -> Line | None:
+    """The innermost line outside torch and this tracer: the neuron's or the surrogate's own.
 
     None for what autograd derived by itself.
     """
@@ -307,8 +315,8 @@ def origin(error: Exception) -> str:
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
             found = Line.of(frame.f_code, number)
-    return _at(found)
+    return at(found)
 
 
-def _at(line: Line | None) -> str:
+def at(line: Line | None) -> str:
     return f", at {line}" if line else ""

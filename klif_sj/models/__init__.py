@@ -1,9 +1,9 @@
 """The papers' networks, with any neuron."""
 
 from .convnet import CodedConvNet, mnist_network
-from .network import SpikingNetwork
 from .neurons import NEURONS, neuron_factory, spiking_layers
 from .registry import NETWORKS, NetworkBuilder, build_network, canonical_network
+from .spiking_network import SpikingNetwork
 
 __all__ = [
     "NETWORKS",

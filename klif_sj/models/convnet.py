@@ -17,7 +17,7 @@ from .blocks import (
     scaled,
     spiking_linear,
 )
-from .network import SpikingNetwork
+from .spiking_network import SpikingNetwork
 
 __all__ = ["TABLE_1", "CodedConvNet", "mnist_network", "table_1_network"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from .._checks import check_bool, check_number, nearest
 from ..coding import NeuronFactory
 from .convnet import TABLE_1, table_1_network
-from .network import SpikingNetwork
 from .resnet import preact_resnet18, resnet18, resnet18_glif, resnet19
+from .spiking_network import SpikingNetwork
 from .vgg import vgg11, vgg16
 
 __all__ = ["NETWORKS", "NetworkBuilder", "build_network", "canonical_network"]

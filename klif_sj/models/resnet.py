@@ -21,7 +21,7 @@ from .blocks import (
     scaled,
     sequence,
 )
-from .network import SpikingNetwork
+from .spiking_network import SpikingNetwork
 
 __all__ = ["preact_resnet18", "resnet18", "resnet18_glif", "resnet19"]
 

@@ -16,7 +16,7 @@ from .blocks import (
     pooled_size,
     scaled,
 )
-from .network import SpikingNetwork
+from .spiking_network import SpikingNetwork
 
 __all__ = ["vgg11", "vgg16"]
 

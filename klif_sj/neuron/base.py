@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from spikingjelly.activation_based import surrogate
-from spikingjelly.activation_based.neuron import BaseNode
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import _compat, runtime
-from .._checks import DTYPES, check_bool, check_input, check_number
-from .memories import PendingMemories
-from .parameters import Effective, PerStep, channel_view, fit_to_input
-from .states import NUMBERS, State, as_state, state_dtype
+from .. import _compat, codegen, runtime
+from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
+from ..codegen import Effective, Kind, Program
+from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
+from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
@@ -22,7 +22,40 @@ _traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.
 """torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
-class FusedNode(BaseNode):
+class _Sequence(NamedTuple):
+    """What a call leaves to one that goes on with its sequence."""
+
+    left: tuple[Tensor, ...] = ()
+    parameters: EffectiveParameters = {}
+    trace: Any = None
+    """The trace of torch.jit that it was a part of."""
+
+    def goes_on_from(self, states: Mapping[str, State]) -> bool:
+        """Whether a call starts from the states that were left, and they still have a graph."""
+        same = len(self.left) == len(states) and all(map(operator.is_, self.left, states.values()))
+        return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
+
+
+def _kind(name: str, value: Tensor | PerStep) -> Kind:
+    """Of an effective parameter: its name, and whether it is per step, per channel and learned."""
+    per_step = isinstance(value, PerStep)
+    tensor = value.values if isinstance(value, PerStep) else value
+    gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
+    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad
+
+
+def _jit_trace() -> Any:
+    """The trace of torch.jit that is under way; None where there is none."""
+    return None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+class FusedNode(_compat.BaseNode):
     r"""Base of neurons whose kernels are generated from their equations.
 
     One time step is
@@ -36,7 +69,7 @@ class FusedNode(BaseNode):
     from an integrate-and-fire neuron, in plain torch on ``self.v``. Single-step and multi-step mode, every backend,
     gradients and states follow from those.
 
-    :param v_threshold: threshold :math:`V_{th}`
+    :param v_threshold: threshold :math:`V_{th}`; with ``math.inf`` the neuron never fires and only integrates
     :param v_reset: potential after a spike (hard reset), or None to subtract the threshold instead (soft reset)
     :param surrogate_function: any SpikingJelly surrogate; None is a fresh ``ATan(alpha=2)`` for this neuron
     :param detach_reset: whether the gradient through the reset's spike is cut
@@ -44,17 +77,20 @@ class FusedNode(BaseNode):
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``. ``'auto'`` takes ``'cupy'`` for CUDA tensors where
         CuPy imports, ``'cpp'`` for CPU tensors where a C++ compiler is found, else ``'torch'``.
     :param store_v_seq: keep every state at every time step, as ``v_seq`` (and ``NAME_seq`` of the other states)
+    :param keep_state: False spares the final states of multi-step calls, which then cannot be read: every call starts
+        from the reset values, as in a training that resets after every batch
 
     Dtypes: float16, bfloat16, float32 and float64 in, the same out. States and arithmetic are float32 (float64 for
-    float64 input), in every backend. States are made anew when the input's shape, device or state dtype changes.
+    float64 input), in every backend.
 
-    The states after a large multi-step training call are computed when they are first read; until then, or a reset,
-    they keep that call's input in memory. A neuron whose states were read once, be it by its next call, computes them
-    at once.
+    States that a call has left start again from their reset values when the input's shape, device or state dtype
+    changes. A state that is given (``node.v = ...``, a reset value, an explicit state of SpikingJelly 2) is broadcast
+    to a step and converted to its dtype.
 
     :raises TypeError: for an input that is no floating-point tensor
     :raises ValueError: for an input without a batch dimension or without a time step, or on a device that the named
-        backend does not serve. The states are as before the call.
+        backend does not serve; for a state that was given and cannot be broadcast to a step. The states are as before
+        the call.
     """
 
     states: ClassVar[tuple[str, ...]] = ("v",)
@@ -84,10 +120,12 @@ class FusedNode(BaseNode):
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
+        *,
+        keep_state: bool = True,
     ) -> None:
         _compat.init_base_node(
             self,
-            check_number("v_threshold", v_threshold),
+            check_threshold(v_threshold),
             None if v_reset is None else check_number("v_reset", v_reset),
             surrogate.ATan(alpha=2.0) if surrogate_function is None else surrogate_function,
             check_bool("detach_reset", detach_reset),
@@ -99,8 +137,8 @@ class FusedNode(BaseNode):
             self.register_memory("time_step", 0)
         self.backend = backend
         self.store_v_seq = check_bool("store_v_seq", store_v_seq)
-        self._sequence: tuple[tuple[Tensor, ...], EffectiveParameters] = ((), {})
-        self._states_read = False
+        self.keep_state = check_bool("keep_state", keep_state)
+        self._sequence = _Sequence()
 
     def effective_parameters(self) -> EffectiveParameters:
         """Effective parameters by name, computed from the raw ones once per forward; steps read ``self.effective``.
@@ -123,93 +161,142 @@ class FusedNode(BaseNode):
         if self.detach_reset:
             spike = spike.detach()
         if self.v_reset is None:
-            self.v = self.v - spike * self.v_threshold
+            self.v = self.v - spike * soft_reset_depth(self.v_threshold)
         else:
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 
-    def advance(
-        self, x: Tensor, states: Mapping[str, Tensor], effective: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One time step as a function: the spike and the new states. The node's own states are left alone."""
-        memories = self._memories
-        held = {name: memories[name] for name in self.states}
-        memories.update(states)
-        self.effective = Effective(effective)
-        try:
-            self.neuronal_charge(x)
-            spike = self.neuronal_fire()
-            self.neuronal_reset(spike)
-            return spike, {name: memories[name] for name in self.states}
-        finally:
-            memories.update(held)
-            del self.effective
+    def one_step(self, x: Tensor) -> Tensor:
+        """One time step: sets the states, and returns the spike.
+
+        It runs on the neuron itself with the torch backend, and on a stand-in for it where a kernel is made of it.
+        """
+        self.neuronal_charge(x)
+        spike = self.neuronal_fire()
+        self.neuronal_reset(spike)
+        return spike
 
     @_traceable
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
-        self._settle()
+        if not self.keep_state:
+            raise ValueError(
+                f"{type(self).__name__}: expected step_mode 'm' with keep_state=False, which starts every call from "
+                "the reset values; build the neuron with keep_state=True for single steps"
+            )
+        backend = runtime.serving_backend(self.backend, x)
         states, step = self._states_for(x.shape, x)
-        spikes, updated, sequences, _ = self._run(x.unsqueeze(0), states, step)
+        spikes, updated, sequences = self._run(backend, x.unsqueeze(0), states, step)
         self._commit(updated, step + 1)
-        if self.store_v_seq:
-            for name, sequence in sequences.items():
-                self._append_sequence(name, sequence)
+        for name, sequence in sequences.items():
+            self._append_sequence(name, sequence)
         return spikes[0]
 
     @_traceable
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
-        self._settle()
-        held, _ = self._states_for(x_seq.shape[1:], x_seq)
-        pending = self.training and not self._states_read and not torch.compiler.is_compiling()
-        spikes, states, sequences, compute = self._run(x_seq, held, 0, pending)
-        if compute is not None:
-            self.__dict__["_memories"] = PendingMemories(self._memories, states, compute)
-        self._commit(states, 0)
+        backend = runtime.serving_backend(self.backend, x_seq)
+        states, _ = self._states_for(x_seq.shape[1:], x_seq)
+        spikes, updated, sequences = self._run(backend, x_seq, states, 0, self.keep_state)
+        self._commit(updated if self.keep_state else dict.fromkeys(self.states, NOT_KEPT), 0)
         for name, sequence in sequences.items():
             setattr(self, f"{name}_seq", sequence)
         return spikes
 
     def _run(
-        self, x_seq: Tensor, states: dict[str, State], first_step: int, pending: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Callable[[], None] | None]:
-        """Spikes, final states, the states at every step where they are stored, and what computes ``pending`` ones."""
+        self, backend: str, x_seq: Tensor, states: Mapping[str, State], first_step: int, keep: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Spikes, final states where they are to be kept, and the states at every step where they are stored."""
         dtype, name = state_dtype(x_seq.dtype), type(self).__name__
         parameters = self._sequence_parameters(states)
         effective = {
             key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
         }
-        compute = None
-        if runtime.serving_backend(self.backend, x_seq) == "torch":
-            spikes, updated, sequences = self._run_torch(x_seq, states, effective)
-        elif any(isinstance(value, Tensor) for value in states.values()):
-            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
-            spikes, updated, sequences, _ = runtime.run(self, x_seq, initial, [], effective)
-        else:
-            numbers = [float(value) for value in states.values()]
-            spikes, updated, sequences, compute = runtime.run(self, x_seq, [], numbers, effective, pending)
-        self.__dict__["_sequence"] = (tuple(updated.values()), parameters)  # nn.Module's own way takes far longer
-        return spikes, updated, sequences, compute
+        run = self._run_torch if backend == "torch" else self._run_kernel
+        spikes, updated, sequences = run(x_seq, states, effective, keep)
+        # nn.Module's own way to set an attribute takes far longer.
+        left = tuple(updated.values())
+        self.__dict__["_sequence"] = _Sequence(left, parameters, _jit_trace())
+        return spikes, updated, sequences
 
     def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
-        """The effective parameters: those of the previous call where this one goes on from the states that it left.
+        """The effective parameters, computed anew.
 
-        So the gradient that reaches a raw parameter is that of the whole sequence, be it one call or single steps: a
-        rule that judges it, as KLIF's for a k at its bound, must see all of it. But one that was taken as it is (on
-        the CPU a k inside its bounds) is looked at again, as it may have changed.
+        A bounded one that has not changed is that of the previous call where this one goes on from the states that it
+        left: the rule for a value at its bound then judges the gradient of the whole sequence, be it one call or
+        single steps.
         """
-        left, before = self._sequence
-        goes_on = len(left) == len(states) and all(a is b for a, b in zip(left, states.values(), strict=True))
-        if not goes_on or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.effective_parameters()
-        raw = [name for name, value in before.items() if isinstance(value, nn.Parameter)]
-        if not raw:
-            return before
-        now = self.effective_parameters()
-        return before | {name: now[name] for name in raw}
+        parameters, before = self.effective_parameters(), self._sequence
+        if not torch.compiler.is_compiling() and before.parameters and before.goes_on_from(states):
+            return {name: unless_changed(before.parameters.get(name), value) for name, value in parameters.items()}
+        return parameters
+
+    def _run_kernel(
+        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        dtype, device = state_dtype(x_seq.dtype), x_seq.device
+        initial: list[Tensor] = []
+        numbers: list[float] = []
+        if any(isinstance(value, Tensor) for value in states.values()):
+            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
+        else:
+            numbers = [float(value) for value in states.values()]
+        values = {name: v.values if isinstance(v, PerStep) else v for name, v in effective.items()}
+        needs_grad = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
+        )
+        kinds = tuple(_kind(name, value) for name, value in effective.items())
+        program, names, own, backward = self._step(dtype, kinds, needs_grad)
+        parameters = []
+        for name in names:
+            tensor = values[name] if name in values else own[name].to(dtype).reshape(())
+            if tensor.device != device:
+                raise ValueError(
+                    f"{type(self).__name__}: expected parameter {name!r} on the input's device {device}, got "
+                    f"{tensor.device}; move the neuron with .to({str(device)!r})"
+                )
+            parameters.append(tensor)
+        spikes, final, sequences = runtime.run(
+            program, x_seq, initial, numbers, parameters, self.channel_dim, backward, self.store_v_seq, keep
+        )
+        kept, stored = (dict(zip(self.states, values, strict=True)) if values else {} for values in (final, sequences))
+        return spikes, kept, stored
+
+    def _step(
+        self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
+    ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
+        """This neuron's program, its parameters' names, those that are the neuron's own, and whether it has a gradient.
+
+        While torch.compile traces, the program is its text.
+        """
+        if not torch.compiler.is_compiling():
+            step = codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, needs_grad)
+            return step.program, step.program.names, step.tensors, step.program.backward is not None
+        text, names, paths, settings, backward = self.traced_step(kinds, dtype, needs_grad)
+        for path, value in settings:
+            # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
+            if _attribute(self, path) != value:
+                raise RuntimeError(f"{path} changed while it was traced")
+        return text, names, {name: _attribute(self, path) for name, path in paths}, backward
+
+    def traced_step(self, *of: Any) -> Any:
+        """What :meth:`_step` needs of a step; torch.compile takes it as a constant."""
+        step = codegen.step_of(self, self.states, type(self).one_step, *of)
+        program = step.program
+        settings = tuple((path, value) for path, value in step.settings)
+        return program.text, program.names, tuple(step.paths.items()), settings, program.backward is not None
+
+    traced_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
+        """One time step of this neuron in C, forward and backward, for an arithmetic's dtype.
+
+        :raises klif_sj.codegen.StepTraceError: naming what no kernel can express and the line that it came from
+        """
+        kinds = tuple(_kind(name, value) for name, value in self.effective_parameters().items())
+        return codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, backward).program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -217,21 +304,14 @@ class FusedNode(BaseNode):
             raise ValueError(f"T: expected a number of time steps, at least 1, got {T!r}")
         if dtype not in DTYPES:
             raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
-        return runtime.cuda_source(self, T, dtype)
-
-    def step_program(self, *of: Any) -> Any:
-        """This neuron's program for :mod:`klif_sj.runtime`; torch.compile takes it as a constant."""
-        return runtime.program_of(self, *of)
-
-    step_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        return runtime.cuda_source(self.program(state_dtype(dtype)), T, dtype)
 
     def _run_torch(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters
+        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        dtype = state_dtype(x_seq.dtype)
+        dtype, memories = state_dtype(x_seq.dtype), self._memories
         # unbind: its backward stacks once, where x_seq[t] would write a whole sequence of zeros for every step.
-        steps = x_seq.unbind(0)
-        current = {name: as_state(value, steps[0], dtype) for name, value in states.items()}
+        steps = runtime.as_it_is_now(x_seq).unbind(0)
         views = {
             name: [channel_view(v, steps[0], self.channel_dim) for v in value.values.unbind(0)]
             if isinstance(value, PerStep)
@@ -239,40 +319,54 @@ class FusedNode(BaseNode):
             for name, value in effective.items()
         }
         spikes, history = [], []
-        for t, x in enumerate(steps):
-            step_views = {name: view[t] if isinstance(view, list) else view for name, view in views.items()}
-            spike, current = self.advance(x.to(dtype), current, step_views)
-            spikes.append(spike.to(x_seq.dtype))
-            if self.store_v_seq:
-                history.append(current)
+        held = {name: memories[name] for name in self.states}
+        memories.update({name: as_state(value, steps[0], dtype) for name, value in states.items()})
+        try:
+            for t, x in enumerate(steps):
+                self.effective = Effective({n: v[t] if isinstance(v, list) else v for n, v in views.items()})
+                spikes.append(self.one_step(x.to(dtype)).to(x_seq.dtype))
+                if self.store_v_seq:
+                    history.append({name: memories[name] for name in self.states})
+            final = {name: memories[name] for name in self.states} if keep else {}
+        finally:
+            memories.update(held)
+            if "effective" in self.__dict__:
+                del self.effective
         sequences = {name: torch.stack([h[name] for h in history]) for name in self.states} if history else {}
-        return torch.stack(spikes), current, sequences
+        return torch.stack(spikes), final, sequences
 
     def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
-        """The node's states and time step where they fit a step's shape and x, their reset values where not."""
-        held = self._memories
+        """The states and the time step to start from, for a step of this shape.
+
+        States that a call has left are those of another input where its shape, device or state dtype differs: all
+        start again from their reset values then. A state that was given is fitted to the step.
+
+        :raises ValueError: for a state that was given and cannot be broadcast to the step, or is on another device
+        """
+        held, dtype = self._memories, state_dtype(x.dtype)
+        left = self._sequence.left
         for name in self.states:
             state = held[name]
-            if isinstance(state, Tensor) and state.ndim:
-                fitting = shape, x.device, state_dtype(x.dtype)
-                if (state.shape, state.device, state.dtype) != fitting:
-                    held = self._memories_rv
-                    break
-        return {name: held[name] for name in self.states}, held.get("time_step", 0)
+            if not isinstance(state, Tensor):
+                continue
+            trace = _jit_trace()
+            if trace is not None and trace is not self._sequence.trace and state.requires_grad:
+                # torch.jit traces, and the graph of this state is of an earlier trace, or of none.
+                held = self._memories_rv
+                break
+            was_left = torch.compiler.is_compiling() or any(state is other for other in left)
+            if was_left and (state.shape, state.device, state.dtype) != (shape, x.device, dtype):
+                held = self._memories_rv
+                break
+        values = {name: self._memories_rv[name] if held[name] is NOT_KEPT else held[name] for name in self.states}
+        neuron = type(self).__name__
+        states = {name: fit_state(neuron, name, value, shape, x.device, dtype) for name, value in values.items()}
+        return states, held.get("time_step", 0)
 
-    def _commit(self, states: Mapping[str, Tensor], time_step: int) -> None:
+    def _commit(self, states: Mapping[str, Any], time_step: int) -> None:
         self._memories.update(states)
         if self.time_dependent:
             self._memories["time_step"] = time_step
-
-    def _settle(self, compute: bool = True) -> None:
-        """Make the memories a plain dict again; without ``compute``, pending states are left without values."""
-        memories = self._memories
-        if type(memories) is PendingMemories:
-            self.__dict__["_memories"] = memories.copy() if compute else memories.unread()
-            self._states_read = self._states_read or memories.computed
-
-    _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     # The functional interface of SpikingJelly 2; the old line never calls it.
 
@@ -281,21 +375,15 @@ class FusedNode(BaseNode):
     ) -> tuple[Any, ...]:
         """The states given by the caller, as tensors that fit the input.
 
-        :raises ValueError: for a state of another shape, dtype or device than the input asks for
+        :raises ValueError: for a state that cannot be broadcast to a step of the input, or is on another device
         """
         check_input(inputs[0], step_mode, type(self).__name__)
         x = inputs[0][0] if step_mode == "m" else inputs[0]
-        dtype = state_dtype(x.dtype)
+        dtype, neuron = state_dtype(x.dtype), type(self).__name__
         tensors = []
         for name, state in zip(self.states, states, strict=False):
-            if isinstance(state, Tensor) and state.ndim > 0:
-                found, expected = (state.shape, state.dtype, state.device), (x.shape, dtype, x.device)
-                if found != expected:
-                    raise ValueError(
-                        f"{type(self).__name__}: state {name!r}: expected shape, dtype and device {expected}, "
-                        f"got {found}"
-                    )
-            tensors.append(as_state(state, x, dtype))
+            value = self._memories_rv[name] if state is NOT_KEPT else state
+            tensors.append(as_state(fit_state(neuron, name, value, x.shape, x.device, dtype), x, dtype))
         return (*tensors, *states[len(self.states) :])
 
     def single_step_functional_forward(
@@ -303,15 +391,26 @@ class FusedNode(BaseNode):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """One step from explicit states, in the order of :meth:`named_memories`: ``((spike,), new states)``."""
         step = states[-1] if self.time_dependent else 0
-        spikes, updated, *_ = self._run(inputs[0].unsqueeze(0), dict(zip(self.states, states, strict=False)), step)
+        backend = runtime.serving_backend(self.backend, inputs[0])
+        fitted = self._given_states(inputs[0].shape, inputs[0], states)
+        spikes, updated, _ = self._run(backend, inputs[0].unsqueeze(0), fitted, step)
         return (spikes[0],), (*updated.values(), *((step + 1,) if self.time_dependent else ()))
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """T steps from explicit states: ``((spikes,), new states)``."""
-        spikes, updated, *_ = self._run(inputs[0], dict(zip(self.states, states, strict=False)), 0)
+        backend = runtime.serving_backend(self.backend, inputs[0])
+        fitted = self._given_states(inputs[0].shape[1:], inputs[0], states)
+        spikes, updated, _ = self._run(backend, inputs[0], fitted, 0)
         return (spikes,), (*updated.values(), *((0,) if self.time_dependent else ()))
+
+    def _given_states(self, shape: torch.Size, x: Tensor, states: tuple[Any, ...]) -> dict[str, State]:
+        neuron, dtype = type(self).__name__, state_dtype(x.dtype)
+        return {
+            name: fit_state(neuron, name, state, shape, x.device, dtype)
+            for name, state in zip(self.states, states, strict=False)
+        }
 
     # What SpikingJelly's own tools expect of a neuron.
 
@@ -341,25 +440,36 @@ class FusedNode(BaseNode):
     def reset(self) -> None:
         """Put every state back to its reset value and forget the stored sequences."""
         if NUMBERS.issuperset(map(type, self._memories_rv.values())):
-            self._settle(compute=False)
             self._memories.update(self._memories_rv)
         else:
-            self._settle()  # a reset to a tensor copies it into the state, which needs memory of its own for that
             super().reset()
         if self._store_v_seq:
             self._forget_sequences()
-        self.__dict__["_sequence"] = ((), {})
+        self.__dict__["_sequence"] = _Sequence()
 
     def detach(self) -> None:
         """Cut the states from the graph. A returned spike may be a state too, so nothing is detached in place."""
-        self._sequence = ((), {})
-        for name, value in self._memories.items():
-            if isinstance(value, Tensor):
-                self._memories[name] = value.detach()
+        self._change_states(Tensor.detach)
         for name in self._sequence_names():
             sequence = getattr(self, name)
             if sequence is not None:
                 setattr(self, name, sequence.detach())
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        """Move or convert the neuron; states that a call has left are still those of that call."""
+        memories, left = dict(self._memories), self._sequence.left
+        result = super()._apply(*arguments, **options)
+        moved = (self._memories[name] for name, value in memories.items() if any(value is state for state in left))
+        self.__dict__["_sequence"] = _Sequence(tuple(moved))
+        return result
+
+    def _change_states(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the states, in memory and as what a call has left."""
+        changed = {id(v): change(v) for v in self._memories.values() if isinstance(v, Tensor)}
+        for name, value in self._memories.items():
+            self._memories[name] = changed.get(id(value), value)
+        left = tuple(changed[id(state)] for state in self._sequence.left if id(state) in changed)
+        self.__dict__["_sequence"] = _Sequence(left)
 
     def extra_repr(self) -> str:
         return (
@@ -384,17 +494,18 @@ class FusedNode(BaseNode):
                 setattr(self, name, None)
 
     def __getattr__(self, name: str) -> Any:
-        # The old line's AttributeMonitor calls this directly, for plain attributes (v_seq) too.
-        attributes = self.__dict__
-        return attributes[name] if name in attributes else super().__getattr__(name)
+        value = super().__getattr__(name)
+        if value is NOT_KEPT:
+            raise RuntimeError(
+                f"{type(self).__name__}: state {name!r} was not kept, as the neuron was built with keep_state=False; "
+                "build it with keep_state=True, or read it at every step with store_v_seq=True"
+            )
+        return value
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the states without their graph, which could not be copied."""
-        state = {**self.__dict__, "_sequence": ((), {})}
-        state["_memories"] = {
-            name: value.detach() if isinstance(value, Tensor) else value for name, value in self._memories.items()
-        }
-        for name in self._sequence_names():
-            if isinstance(state[name], Tensor):
-                state[name] = state[name].detach()
-        return state
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _memories=dict(self._memories))
+        twin.detach()
+        twin.__dict__.pop("_compiled_call_impl", None)  # a copy would run the original
+        return twin.__dict__

@@ -74,6 +74,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
     :param learn_membrane: False freezes the other five parameters (the authors' static parameters)
     :param time_wise: the five parameters that are no gates all have one value for each time step: ``[T, C]``, ``[T]``
     :param channel_dim: the dimension of a single step's input ``[N, *]`` that holds the channels, from 1
+    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
 
     :raises ValueError: for an initial value outside (0, 1), an unknown gate mode, a T or a number of channels below 1;
         in a call, for more time steps than T, another number of channels, or a single step of a node with unknown T.
@@ -112,6 +113,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
         learn_membrane: bool = True,
         time_wise: bool = False,
         channel_dim: int = 1,
+        keep_state: bool = True,
     ) -> None:
         T = None if T is None else _check_count("T", T)
         if inplane is not None and inplane != "lazy":
@@ -123,6 +125,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
             "step_mode": step_mode,
             "backend": backend,
             "store_v_seq": store_v_seq,
+            "keep_state": keep_state,
         }
         if T is None or inplane == "lazy":
             # The mixin hooks into loading and into the first call, to learn the shapes that are not known yet.
@@ -152,7 +155,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     def effective_parameters(self) -> EffectiveParameters:
         values: EffectiveParameters = {}
-        raws = {name: raw for name, raw in self._parameters.items() if raw is not None}
+        raws = {name: raw for name in (*GATES, *MEMBRANE) if (raw := getattr(self, name)) is not None}
         for name, value in sigmoids(raws).items():
             if name in GATES and self.gates == "hard":
                 # Exactly 0 or 1, as the subtraction is exact; the gradient passes straight through to the sigmoid.

@@ -40,7 +40,7 @@ class KLIFNode(FusedNode):
     :param scale_reset: KLIF*
     :param tau: membrane time constant in time steps, above 1
     :param decay_input: whether the input decays as well
-    :param v_threshold: threshold
+    :param v_threshold: threshold; with ``math.inf`` the neuron never fires
     :param v_reset: reset potential, or None for a soft reset
     :param surrogate_function: None is a fresh ``ATan(alpha=2)``, the paper's
     :param detach_reset: whether the gradient through the reset's spike is cut
@@ -53,6 +53,7 @@ class KLIFNode(FusedNode):
     :param k_bounds: k is clamped to these in the forward pass and its gradient never pushes it further out; None leaves
         it unbounded. The paper keeps k in [0.5, 5] and does not say how.
     :param init_k: initial k
+    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
 
     :raises ValueError: for tau not above 1, an unknown activation, bounds that are none, a k outside them
     """
@@ -76,8 +77,12 @@ class KLIFNode(FusedNode):
         learn_k: bool = True,
         k_bounds: tuple[float, float] | None = (0.5, 5.0),
         init_k: float = 1.0,
+        keep_state: bool = True,
     ) -> None:
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq,
+            keep_state=keep_state,
+        )  # fmt: skip
         self.scale_reset = check_bool("scale_reset", scale_reset)
         self.tau = check_tau(tau)
         self.decay_input = check_bool("decay_input", decay_input)

@@ -16,18 +16,6 @@ class PerStep(NamedTuple):
     values: Tensor
 
 
-class Effective:
-    """The effective parameters of one time step, read as attributes by a neuron's equations."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self._values = values
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"no effective parameter {name!r}; effective_parameters() is to return it")
-        return self._values[name]
-
-
 class _Bounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
@@ -38,9 +26,8 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
-        # Gradient descent moves against the gradient: a negative one would raise the value further.
-        outward = torch.where(grad < 0, raw >= ctx.high, (raw <= ctx.low) & (grad > 0))
-        return grad.masked_fill(outward, 0.0), None, None
+        # Gradient descent moves against the gradient: a negative one raises the value, which must be below its bound.
+        return grad * torch.where(grad < 0, raw < ctx.high, raw > ctx.low), None, None
 
 
 class _ClampedThrough(torch.autograd.Function):
@@ -63,7 +50,21 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
     if known and raw.numel() == 1 and low < raw.item() < high:
         return raw
-    return _Bounded.apply(raw, low, high)
+    value = _Bounded.apply(raw, low, high)
+    if not torch.compiler.is_compiling():
+        value.bounded_from = raw, raw._version, raw.data_ptr()
+    return value
+
+
+def unless_changed(before: Tensor | PerStep | None, now: Tensor | PerStep) -> Tensor | PerStep:
+    """The :func:`bounded` parameter of an earlier call where it is that of now, else that of now."""
+    if not isinstance(now, Tensor) or not isinstance(before, Tensor):
+        return now
+    source, earlier = (getattr(value, "bounded_from", None) for value in (now, before))
+    if source is None or earlier is None or source[0] is not earlier[0] or source[1:] != earlier[1:]:
+        return now
+    # A change by ``.data`` leaves no trace but the value, at which nobody looks where that would wait for a GPU.
+    return now if now.is_cpu and not torch.equal(now, before) else before
 
 
 def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
@@ -129,6 +130,14 @@ def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     if value.ndim == 0:
         return value
     return value.view([-1 if dim == channel_dim else 1 for dim in range(x.ndim)])
+
+
+def soft_reset_depth(v_threshold: float | Tensor) -> float | Tensor:
+    """What a soft reset takes off the potential for a spike: the threshold.
+
+    It is 0 where the threshold is infinite: there are no spikes then, and 0 times infinity is not a number.
+    """
+    return 0.0 if isinstance(v_threshold, float) and math.isinf(v_threshold) else v_threshold
 
 
 def check_bounds(name: str, bounds: tuple[float, float]) -> tuple[float, float]:

@@ -1,14 +1,28 @@
-"""From a step to a fused multi-step kernel: backend, dispatch -> op -> scan -> cpu | cuda."""
+"""Runs a program over a sequence: backend -> autograd, op -> scan -> cpu | cuda."""
 
+from __future__ import annotations
+
+import torch
+
+from ..codegen.program import Program
+from .autograd import as_it_is_now, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
-from .dispatch import cuda_source, program_of, run
 
 __all__ = [
+    "as_it_is_now",
     "cuda_source",
-    "program_of",
     "require_backend",
     "run",
     "serving_backend",
     "supported_backends",
     "unavailable",
 ]
+
+
+def cuda_source(program: Program, steps: int, dtype: torch.dtype) -> str:
+    """The CUDA C++ that a program is trained with on a GPU, for sequences of ``steps`` in a storage dtype."""
+    from ..codegen.kernel import Kernel
+    from . import cuda
+
+    kernel = Kernel(program, steps, dtype, columns=False, record=False, backward=True)
+    return cuda.source(kernel, cuda.vector_width(kernel))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 
+import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 BACKENDS = ("auto", "torch", "cpp", "cupy")
 _DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
@@ -27,7 +31,15 @@ def unavailable(backend: str) -> Exception | None:
 
 def supported_backends() -> tuple[str, ...]:
     """``'auto'`` and the backends that can serve on this machine."""
-    return tuple(name for name in BACKENDS if unavailable(name) is None)
+    return tuple(name for name in BACKENDS if can_serve(name))
+
+
+def can_serve(backend: str) -> bool:
+    """Whether a backend can serve on this machine. torch.compile takes the answer as a constant."""
+    return unavailable(backend) is None
+
+
+can_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_backend(backend: str) -> None:
@@ -39,25 +51,45 @@ def require_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if cause := unavailable(backend):
-        raise RuntimeError(f"backend {backend!r} cannot serve here: {cause}") from cause
+        raise RuntimeError(
+            f"backend {backend!r} cannot serve here: {cause}. backend='auto' takes the fastest that can"
+        ) from cause
 
 
 def serving_backend(backend: str, x: Tensor) -> str:
     """``'torch'``, ``'cpp'`` or ``'cupy'``: what runs a call with this input.
+
+    In an export to ONNX, and while one of SpikingJelly 2's operation counters is active, it is ``'torch'``: both see
+    the operations of the neuron's equations then. A named backend warns that it is not used.
 
     :raises ValueError: if the named backend does not serve the input's device
     """
     device = x.device.type
     if backend == "auto":
         wanted = _FUSED_ON.get(device, "torch")
-        return wanted if unavailable(wanted) is None else "torch"
+        return wanted if can_serve(wanted) and not _is_taken_apart() else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
             "input, or use backend='auto'"
         )
+    if backend != "torch" and _is_taken_apart():
+        warnings.warn(
+            f"backend {backend!r} does not serve an export to ONNX or a counter of operations, which know no fused "
+            "kernel; backend 'torch' does, with the same equations. Use backend='auto' to choose so yourself",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "torch"
     return backend
 
 
-# torch.compile takes the results of the functions marked so as constants instead of tracing into them.
-unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _is_taken_apart() -> bool:
+    """Whether the call's operations are what is asked for, by someone to whom a fused kernel means nothing."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return torch.onnx.is_in_onnx_export()
+    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
+        return False
+    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
+    # SpikingJelly 2's counters and energy estimates, and what derives from them.
+    return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,8 @@ import torch
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
+from . import cache
+from .cache import CompilerError as CompilerError
 from .launch import Call
 from .layout import Geometry
 from .memory import LARGE
@@ -44,10 +44,6 @@ torch takes to make one."""
 
 SERIAL_LIMIT = 1 << 15
 """Neuron-steps below which waking other threads costs more than it gains."""
-
-
-class CompilerError(RuntimeError):
-    """No C++ compiler, or one that refused a kernel."""
 
 
 def segment(program: Program) -> int:
@@ -99,31 +95,6 @@ def openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
     return ()
 
 
-def cache_folder() -> Path:
-    """The user's own folder for compiled kernels; ``$KLIF_SJ_CACHE`` names another.
-
-    :raises CompilerError: if the folder cannot be made, or if somebody else could put a library into it
-    """
-    root = os.environ.get("KLIF_SJ_CACHE")
-    if root:
-        folder = Path(root)
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches" / "klif_sj"
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klif_sj"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise CompilerError(f"no folder for compiled kernels: {error}; set $KLIF_SJ_CACHE to one of yours") from error
-    state = folder.stat()
-    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
-        raise CompilerError(
-            f"others can write to the folder of compiled kernels, {folder}: make it yours alone, "
-            f"with `chmod 700 {folder}`, or set $KLIF_SJ_CACHE to a folder that is"
-        )
-    return folder
-
-
 @functools.lru_cache(maxsize=1024)
 def load(kernel: Kernel) -> Callable[[bytes], int]:
     """The kernel's function, which takes a packed ``Call`` and returns 0, or 1 where there was no memory.
@@ -139,10 +110,8 @@ def load(kernel: Kernel) -> Callable[[bytes], int]:
 def function_of(source: str, name: str) -> Callable[[bytes], int]:
     """Compile a source, or find it compiled, and return one of its functions."""
     command = compiler()
-    key = hashlib.sha256("\0".join((source, identity(command), *FLAGS, *ARITHMETIC)).encode()).hexdigest()[:32]
-    library = cache_folder() / f"{key}.so"
-    if not _is_whole(library, key):
-        _compile(source, command, library, key)
+    file = cache.name_of(".so", source, identity(command), *FLAGS, *ARITHMETIC)
+    library = cache.kept(file, lambda folder: _compile(source, command, folder, file))
     try:
         function = getattr(ctypes.CDLL(str(library)), name)
     except OSError as error:
@@ -151,39 +120,21 @@ def function_of(source: str, name: str) -> Callable[[bytes], int]:
     return function
 
 
-def _compile(source: str, command: tuple[str, ...], library: Path, key: str) -> None:
-    """Compile into a file of our own and move it into place, so that processes doing the same do no harm."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        text, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        text.write_text(source)
-        result = subprocess.run(
-            [*command, *FLAGS, *ARITHMETIC, *openmp(command), str(text), "-o", str(built)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if result.returncode:
-            kept = library.with_suffix(".failed.cpp")
-            os.replace(text, kept)
-            raise CompilerError(
-                f"{shlex.join(command)} refused a generated kernel (exit status {result.returncode}).\n"
-                f"Its source: {kept}\n{result.stderr}"
-            )
-        with built.open("ab") as file:
-            file.write(_seal(built.read_bytes(), key))
-        os.replace(built, library)
-
-
-def _seal(content: bytes, key: str) -> bytes:
-    """What a library ends with if it is whole and is the one that its name says; a loader ignores it."""
-    return hashlib.sha256(key.encode() + content).digest()
-
-
-def _is_whole(library: Path, key: str) -> bool:
-    """Whether a library is there, not cut short, and ours: loading another could crash."""
-    try:
-        content = library.read_bytes()
-    except OSError:
-        return False
-    return content[-32:] == _seal(content[:-32], key)
+def _compile(source: str, command: tuple[str, ...], folder: Path, file: str) -> Path:
+    text, built = folder / "kernel.cpp", folder / "kernel.so"
+    text.write_text(source)
+    result = subprocess.run(
+        [*command, *FLAGS, *ARITHMETIC, *openmp(command), str(text), "-o", str(built)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if result.returncode:
+        refused = folder.with_name(file).with_suffix(".failed.cpp")
+        os.replace(text, refused)
+        raise CompilerError(
+            f"{shlex.join(command)} refused a generated kernel (exit status {result.returncode}).\n"
+            f"Its source: {refused}\n{result.stderr}"
+        )
+    return built
 
 
 @functools.cache
@@ -203,16 +154,16 @@ def launch(kernel: Kernel, call: Call) -> None:
 
     :raises MemoryError: if the system has none for what a launch needs beside its tensors
     """
-    function, states, rows, sums, small = prepared(kernel, call.geometry)
+    function, rows, sums, small = prepared(kernel, call.geometry)
     if sums >= MANY_SUMS:
-        call.partial = call.x.new_empty(sums, dtype=getattr(torch, kernel.program.dtype))
-    if function(call.pack(states, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
+        call.partial = call.x.new_empty(sums, dtype=kernel.real)
+    if function(call.pack(kernel, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
         raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, int, bool]:
-    """What a launch needs that is set by kernel and shape alone: the function, the number of states, how many blocks
+def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, bool]:
+    """What a launch needs that is set by kernel and shape alone: the function, how many blocks
     share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
     outer, channels, inner = geometry
@@ -223,7 +174,7 @@ def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int]
         blocks = outer * math.ceil(inner / LANES)  # of a channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
         sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
-    return load(kernel), len(kernel.program.states), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
+    return load(kernel), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

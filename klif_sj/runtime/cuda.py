@@ -1,18 +1,19 @@
-"""Kernels for the GPU: compiled by CuPy (NVRTC), cached by CuPy on disk, launched on torch's current stream."""
+"""Kernels for the GPU: compiled by NVRTC, kept in the user's cache folder, launched on torch's current stream."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import math
-from contextlib import nullcontext
+import operator
 from typing import Any
 
 import torch
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
-from .launch import Call
+from . import nvrtc
+from .launch import Call, address, with_rows
 from .layout import Geometry
 from .layout import empty as empty
 
@@ -20,11 +21,15 @@ OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
 functions are the device's by default, NVRTC takes a lambda for host code."""
 
-BLOCK = {False: 128, True: 256}
-"""Threads of a block, in the schedule without and with ``columns``."""
+BLOCK = 128
+"""Threads of a block."""
 
-REGISTERS = 150
-"""Registers that a thread may spend on what :func:`_registers` counts; the rest of 255 is for the arithmetic."""
+GRADIENT_BLOCKS = 24
+"""Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
+
+REGISTERS = {False: 150, True: 110}
+"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
+rest is for the arithmetic."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
@@ -60,20 +65,21 @@ def segment(program: Program) -> int:
 def source(kernel: Kernel, vector: int) -> str:
     """The kernel's CUDA source for threads that own ``vector`` neighbouring neurons."""
     steps = min(segment(kernel.program), kernel.steps)
-    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK[kernel.columns], VECTOR=vector)
+    return kernel.source("cuda.cu", SEGMENT=steps, BLOCK=BLOCK, VECTOR=vector)
 
 
+@functools.lru_cache(maxsize=4096)
 def vector_width(kernel: Kernel) -> int:
     """How many neighbours a thread owns where memory allows.
 
-    16-bit storage moves up to 16 bytes at a time; wider storage keeps about 64 bytes in flight a thread, as several
-    steps or as several neighbours. Both give way where a thread would need more registers than there are, or its
-    unrolled code would take seconds to compile.
+    As many as 16 bytes hold; fewer where a thread would need more registers than there are, or its unrolled code would
+    take seconds to compile; and one where states are recorded, which are stored one by one and so lie side by side.
     """
-    size, steps = kernel.dtype.itemsize, min(segment(kernel.program), kernel.steps)
-    width = 8 if size == 2 else min(1 << (max(64 // (steps * size), 1).bit_length() - 1), 16 // size)
+    if kernel.record:
+        return 1
+    steps, width = min(segment(kernel.program), kernel.steps), 16 // kernel.dtype.itemsize
     most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
-    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS):
+    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[kernel.columns]):
         width //= 2
     return width
 
@@ -90,17 +96,22 @@ def _registers(kernel: Kernel, width: int) -> int:
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:
-    """:func:`vector_width` where every row starts on its boundary, else 1."""
+    """:func:`vector_width`, halved until every row starts on its boundary."""
     vector, geometry = vector_width(kernel), call.geometry
     strides = [t.stride(0) for t in (call.x, call.grad_spikes) if t is not None]
     strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
-    if any(stride % vector for stride in strides):
-        return 1
-    if any(t.data_ptr() % min(16, vector * t.element_size()) for t in call.neuron_tensors()):
-        return 1
+    while vector > 1 and any(stride % vector for stride in strides):
+        vector //= 2
+    tensors = call.neuron_tensors()
+    addresses = [address(tensor) for tensor in tensors]
+    if functools.reduce(operator.or_, addresses) % 16:  # mostly none is off a boundary
+        sizes = [tensor.element_size() for tensor in tensors]
+        while vector > 1 and any(a % min(16, vector * size) for a, size in zip(addresses, sizes, strict=True)):
+            vector //= 2
     return vector
 
 
+@functools.lru_cache(maxsize=4096)
 def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tuple[int, int, int]:
     """Blocks, tiles or rows of each block, and blocks that share a channel.
 
@@ -108,76 +119,98 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     sums are written.
     """
     outer, channels, inner = geometry
-    enough = processors * 64
+    enough = processors * (GRADIENT_BLOCKS if kernel.grads else 64)
     if kernel.columns:
-        tall = BLOCK[True] // 32
-        across = math.ceil(channels / (32 * vector))
+        wide = block_width(channels, vector)
+        tall, across = BLOCK // wide, math.ceil(channels / (wide * vector))
         shares = min(math.ceil(outer / tall), max(enough // across, 1))
         rows = tall * math.ceil(math.ceil(outer / shares) / tall)
         shares = math.ceil(outer / rows)
         return shares * across, rows, shares
-    tiles = math.ceil(outer * inner / (BLOCK[False] * vector))
-    rows = max(tiles * channels // enough, 1) if kernel.grads else 1
+    tiles = math.ceil(outer * inner / (BLOCK * vector))
+    rows = max(math.ceil(tiles * channels / enough), 1) if kernel.grads else 1
     shares = math.ceil(tiles / rows)
     return shares * channels, rows, shares
 
 
+def block_width(channels: int, vector: int) -> int:
+    """Threads of a block that lie side by side over channels, with ``columns``: as many as there is work for."""
+    return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
+
+
 def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
-    device, states = call.x.device, len(kernel.program.states)
-    vector = fitting_vector(kernel, call)
+    device, vector = call.x.device, fitting_vector(kernel, call)
     blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
     if call.grad_parameters is None:
-        submit(kernel, vector, "forward", blocks, call.pack(states, rows), device)
+        submit(kernel, vector, "forward", blocks, call.pack(kernel, rows), device)
         return
     call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
-    submit(kernel, vector, "backward", blocks, call.pack(states, rows), device)
+    block = call.pack(kernel, rows)
+    submit(kernel, vector, "backward", blocks, block, device)
     if kernel.grads:
         sums = kernel.grads * call.geometry.channels // call.neighbours
-        blocks = math.ceil(sums / BLOCK[True]) if kernel.columns else sums
-        submit(kernel, vector, "finish", blocks, call.pack(states, shares), device)
+        submit(kernel, vector, "finish", sums, with_rows(block, shares), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
     """Queue one kernel on torch's current stream of a device."""
+    index = device.index
+    if torch._C._cuda_getDevice() != index:
+        with torch.cuda.device(index):
+            return submit(kernel, vector, name, blocks, block, device)
+    driver = _driver()
+    if not driver.ctxGetCurrent():
+        _make_context()
+    function = _function(kernel, vector, name, index)
+    argument = (ctypes.c_char_p * 1)(block)  # its address is that of an array of pointers to arguments
+    stream, threads = torch._C._cuda_getCurrentRawStream(index), BLOCK
+    driver.launchKernel(function.ptr, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(argument), 0)
+
+
+@functools.cache
+def _driver() -> Any:
     from cupy.cuda import driver
 
-    elsewhere = torch.cuda.current_device() != device.index
-    buffer = ctypes.create_string_buffer(block, len(block))
-    parameters = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        function = _function(kernel, vector, name, device.index)
-        stream = torch.cuda.current_stream().cuda_stream
-        threads = BLOCK[kernel.columns]
-        driver.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(parameters), 0)
+    return driver
 
 
-@functools.lru_cache(maxsize=4096)
-def _function(kernel: Kernel, vector: int, name: str, device: int) -> int:
-    """The handle of a compiled function on a device."""
-    return _module(kernel, vector, device).get_function(name).kernel.ptr
+def _make_context() -> None:
+    """A thread has no context of the GPU before the runtime is asked for something, and a driver's call makes none."""
+    from cupy.cuda import runtime
+
+    runtime.memGetInfo()
 
 
-@functools.lru_cache(maxsize=2048)
+# Modules are kept for good: a captured graph may launch their functions at any time.
+@functools.cache
+def _function(kernel: Kernel, vector: int, name: str, device: int) -> Any:
+    """A compiled function on a device."""
+    return _module(kernel, vector, device).get_function(name)
+
+
+@functools.cache
 def _module(kernel: Kernel, vector: int, device: int) -> Any:
-    """Compile a kernel for a device.
+    """A compiled kernel, loaded on a device, which is the current one.
 
-    :raises RuntimeError: with NVRTC's log and the source, if it does not compile
+    :raises RuntimeError: while a CUDA graph is captured, or with NVRTC's log and the source, if it does not compile
     """
-    import cupy
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{kernel.program.neuron}: its {'backward' if kernel.backward else 'forward'} kernel for {kernel.steps} "
+            "steps is not loaded yet, and a CUDA graph cannot capture that; before the capture, run once what is to be "
+            "captured, with tensors of the same shapes, layouts and alignment"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    return _loaded(nvrtc.image(source(kernel, vector), 10 * major + minor, OPTIONS))
 
-    text = source(kernel, vector)
-    with cupy.cuda.Device(device):
-        module = cupy.RawModule(code=text, options=OPTIONS, backend="nvrtc")
-        try:
-            module.compile()
-        except cupy.cuda.compiler.CompileException as error:
-            raise RuntimeError(f"NVRTC refused a generated kernel: {error}\n{_numbered(text)}") from error
+
+def _loaded(image: bytes) -> Any:
+    from cupy.cuda.function import Module
+
+    module = Module()
+    module.load(image)
     return module
-
-
-def _numbered(text: str) -> str:
-    return "\n".join(f"{number:4} {line}" for number, line in enumerate(text.splitlines(), 1))
 
 
 @functools.cache

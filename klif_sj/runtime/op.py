@@ -1,16 +1,18 @@
-"""The operators: a program run over a sequence, and its gradient, for autograd, torch.compile and CUDA graphs."""
+"""The operators: a program run over a sequence, and its gradient, for torch.compile, exported programs and watchers.
+
+Eager code has a shorter way to the same implementations (``autograd.py``). Programs cross an operator's boundary as
+text, so that a compiled graph that outlives this process can still build its kernels.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..codegen.program import Program
 from . import cpu, cuda
@@ -22,7 +24,7 @@ _library = torch.library.Library("klif_sj", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag, getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order))
 _library.define(
     "forward(str program, Tensor x_seq, Tensor[] initial, float[] initial_value, Tensor[] parameters, "
-    "int? channel_dim, bool checkpoint, bool record, bool final) -> Tensor[]",
+    "int? channel_dim, SymInt checkpoints, bool record, bool final) -> Tensor[]",
     tags=_tags,
 )
 _library.define(
@@ -32,53 +34,38 @@ _library.define(
     tags=_tags,
 )
 
-
 Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 """Spikes, final states, checkpoints where a sequence has any, and recorded states."""
 
+Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
+"""Of x where it is wanted, of the initial states, and of the learned parameters."""
 
-def _outputs(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, checkpoint: bool, record: bool, final: bool,
-    empty: Empty = empty,
+
+def target_of(tensor: Tensor) -> ModuleType:
+    """The module that launches kernels where a tensor is. A fake kernel cannot ask: its tensors are nowhere."""
+    return cuda if tensor.is_cuda else cpu
+
+
+def forward(
+    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
 ) -> Outputs:  # fmt: skip
-    """The outputs of a forward launch, uninitialised. Sizes may be symbolic."""
-    dtype, states = getattr(torch, program.dtype), len(program.states)
-    shape = tuple(x_seq.shape)
-    step, neurons = shape[1:], math.prod(shape[1:])
-    spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
-    ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
-    saved = (shape[0] - 1) // target_of(x_seq).segment(program) if checkpoint else 0
-    none = isinstance(saved, int) and saved == 0  # a symbolic number is not looked at
-    checkpoints = None if none else x_seq.new_empty((saved, states, neurons), dtype=dtype)
-    sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
-    return spikes, ends, checkpoints, sequences
+    """Launch a program over a sequence ``[T, N, *]``.
 
-
-def _listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
-    """Outputs as the operator returns them: none of them missing."""
-    spikes, ends, checkpoints, sequences = outputs
-    if checkpoints is None:
-        shape = (0, len(program.states), math.prod(x_seq.shape[1:]))
-        checkpoints = x_seq.new_empty(shape, dtype=getattr(torch, program.dtype))
-    return [spikes, *ends, checkpoints, *sequences]
-
-
-def _fake_forward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
-) -> list[Tensor]:  # fmt: skip
-    decoded, strides = Program.decode(program), step_strides(x_seq.shape, x_seq.stride())
-    return _listed(decoded, x_seq, _outputs(decoded, strides, x_seq, checkpoint, record, final))
-
-
-def _forward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
-) -> Outputs:  # fmt: skip
+    :param initial: states ``[N, *]`` to start from; where it is empty, ``initial_value`` are their numbers
+    :param checkpoints: states to save for the gradient: as many as the target has segments after the first, or 0
+    :param record: whether the states at every step are wanted
+    :param final: whether the final states are wanted
+    """
     plan, target = plan_of(program, x_seq, channel_dim, record, backward=False), target_of(x_seq)
-    outputs = _outputs(plan.kernel.program, plan.strides, x_seq, checkpoint, record, final, target.empty)
+    if checkpoints not in (0, wanted := (plan.kernel.steps - 1) // target.segment(program)):
+        raise RuntimeError(
+            f"klif_sj::forward: expected 0 or {wanted} checkpoints for {plan.kernel.steps} steps, got {checkpoints}; "
+            "the caller was compiled by another version of klif_sj, compile it again"
+        )
+    outputs = _outputs(program, plan.strides, x_seq, checkpoints, record, final, target.empty)
     if plan.geometry.neurons:
-        spikes, ends, checkpoints, sequences = outputs
+        spikes, ends, saved, sequences = outputs
         call = Call(
             geometry=plan.geometry,
             x=with_layout(x_seq, plan.strides),
@@ -88,54 +75,28 @@ def _forward(
             initial_value=initial_value,
             spikes=spikes,
             final=ends,
-            checkpoints=checkpoints,
+            checkpoints=saved,
             sequences=sequences,
         )
         target.launch(plan.kernel, call)
     return outputs
 
 
-def _forward_operator(program: str, x_seq: Tensor, *rest: Any) -> list[Tensor]:
-    return _listed(Program.decode(program), x_seq, _forward(program, x_seq, *rest))
-
-
-Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
-"""Of x where it is wanted, of the initial states, and of the learned parameters."""
-
-
-def _gradients(
-    program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool,
-    empty: Empty = empty,
-) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
-    """Uninitialised gradients of x and of the initial states. Sizes may be symbolic."""
-    shape, step = tuple(x_seq.shape), tuple(x_seq.shape[1:])
-    grad_x = empty(x_seq, shape, (math.prod(step), *strides), x_seq.dtype) if need_x else None
-    return grad_x, [empty(x_seq, step, strides, getattr(torch, program.dtype)) for _ in initial]
-
-
-def _fake_backward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
-    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
-) -> list[Tensor]:  # fmt: skip
-    decoded = Program.decode(program)
-    grad_x, grad_initial = _gradients(decoded, step_strides(x_seq.shape, x_seq.stride()), x_seq, initial, need_x)
-    pairs = zip(parameters, decoded.parameters, strict=True)
-    grad_parameters = [torch.empty_like(tensor) for tensor, p in pairs if p.learned]
-    return [*([] if grad_x is None else [grad_x]), *grad_initial, *grad_parameters]
-
-
-def _backward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+def backward(
+    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
     parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
     grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
 ) -> Gradients:  # fmt: skip
+    """Launch a program's gradient, from the gradients of what :func:`forward` returned; None stands for zeros."""
     record = any(grad is not None for grad in grad_sequences)
     plan, target = plan_of(program, x_seq, channel_dim, record, backward=True), target_of(x_seq)
-    grad_x, grad_initial = _gradients(plan.kernel.program, plan.strides, x_seq, initial, need_x, target.empty)
+    grad_x, grad_initial = _gradients(program, plan.strides, x_seq, initial, need_x, target.empty)
     neurons = plan.geometry.neurons
-    sums = (x_seq.new_empty if neurons else x_seq.new_zeros)(plan.sums, dtype=plan.dtype)
+    sums = (x_seq.new_empty if neurons else x_seq.new_zeros)(plan.sums, dtype=plan.kernel.real)
     if neurons:
+        saved = (plan.kernel.steps - 1) // target.segment(program) * len(program.states) * neurons
+        if checkpoints is not None and checkpoints.numel() != saved:
+            raise ValueError(f"klif_sj::backward: expected {saved} saved states, got {checkpoints.numel()}")
         x = with_layout(x_seq, plan.strides)
         call = Call(
             geometry=plan.geometry,
@@ -156,163 +117,107 @@ def _backward(
     return grad_x, grad_initial, plan.parameter_gradients(sums)
 
 
-def _backward_operator(*inputs: Any) -> list[Tensor]:
-    grad_x, grad_initial, grad_parameters = _backward(*inputs)
-    copies = [grad.clone() for grad in grad_parameters]  # what an operator returns must not share memory
-    return [*([] if grad_x is None else [grad_x]), *grad_initial, *copies]
+def _outputs(
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, saved: int, record: bool, final: bool,
+    empty: Empty = empty,
+) -> Outputs:  # fmt: skip
+    """The outputs of a forward launch, with so many checkpoints, uninitialised. Sizes may be symbolic."""
+    dtype, states = getattr(torch, program.dtype), len(program.states)
+    shape = tuple(x_seq.shape)
+    step, neurons = shape[1:], math.prod(shape[1:])
+    spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
+    ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
+    none = isinstance(saved, int) and saved == 0  # a symbolic number is not looked at
+    checkpoints = None if none else x_seq.new_empty((saved, states, neurons), dtype=dtype)
+    sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
+    return spikes, ends, checkpoints, sequences
+
+
+def _gradients(
+    program: Program, strides: tuple[int, ...], x_seq: Tensor, initial: Sequence[Tensor], need_x: bool,
+    empty: Empty = empty,
+) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
+    """Uninitialised gradients of x and of the initial states. Sizes may be symbolic."""
+    shape, step = tuple(x_seq.shape), tuple(x_seq.shape[1:])
+    grad_x = empty(x_seq, shape, (math.prod(step), *strides), x_seq.dtype) if need_x else None
+    return grad_x, [empty(x_seq, step, strides, getattr(torch, program.dtype)) for _ in initial]
 
 
 def _recorded(plan: Plan, grad: Tensor | None, x: Tensor) -> Tensor:
     """The gradient of a recorded state, steps one after the other; zeros where there is none."""
-    full = empty_sequence(x, x.shape[0], plan.strides, plan.dtype)
+    full = empty_sequence(x, x.shape[0], plan.strides, plan.kernel.real)
     return full.zero_() if grad is None else full.copy_(grad)
 
 
-def target_of(tensor: Tensor) -> ModuleType:
-    """The module that launches kernels where a tensor is."""
-    return cuda if tensor.is_cuda else cpu
+# The operators, which take text and return lists.
 
 
-def run_program(
-    text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
-    channel_dim: int | None, learns: bool, record: bool, final: bool,
-) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
-    """Spikes, final states and recorded states: the forward operator, with its gradient.
-
-    Without ``final`` the final states have no values, nor memory: only their shape, and their place in the graph.
-    """
-    inputs = (text, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final)
-    states = len(initial) + len(initial_value)
-    if torch.compiler.is_compiling():
-        spikes, ends, _, sequences = _unlisted(torch.ops.klif_sj.forward(*inputs), states * final)
-    elif not learns and forward_ad._current_level < 0:
-        spikes, ends, _, sequences = _run_forward(*inputs)
-    else:
-        # One argument for all that is no tensor, as torch looks at each.
-        spikes, *others = _apply((inputs, len(initial)), x_seq, *initial, *parameters)
-        ends, sequences = others[:states], others[states:]
-    return spikes, ends, sequences
+def listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
+    """Outputs as the operator returns them: none of them missing."""
+    spikes, ends, checkpoints, sequences = outputs
+    if checkpoints is None:
+        shape = (0, len(program.states), math.prod(x_seq.shape[1:]))
+        checkpoints = x_seq.new_empty(shape, dtype=getattr(torch, program.dtype))
+    return [spikes, *ends, checkpoints, *sequences]
 
 
-def final_states(
-    text: str, x_seq: Tensor, initial_value: Sequence[float], parameters: Sequence[Tensor], channel_dim: int | None
-) -> list[Tensor]:
-    """The final states that :func:`run_program` without ``final`` left out, from the same kernel; outside autograd."""
-    return _run_forward(text, x_seq, [], initial_value, parameters, channel_dim, False, False, True)[1]
-
-
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
-
-
-def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
-    """Whether nobody minds that an operator's implementation is called itself, at half the cost.
-
-    A subclass of Tensor has its own idea of an operator, and perhaps no memory.
-    """
-    watched = (
-        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state()
-    )
-    return not watched and _PLAIN.issuperset(map(type, (x_seq, *tensors))) and (x_seq.is_cpu or x_seq.is_cuda)
-
-
-def _run_forward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoint: bool, record: bool, final: bool,
-) -> Outputs:  # fmt: skip
-    """The forward operator, below autograd."""
-    inputs = (program, x_seq, initial, initial_value, parameters, channel_dim, checkpoint, record, final)
-    if _unwatched(x_seq, *initial, *parameters):
-        return _forward(*inputs)
-    with torch._C._AutoDispatchBelowAutograd():
-        listed = torch.ops.klif_sj.forward(*inputs)
-    spikes, ends, checkpoints, sequences = _unlisted(listed, (len(initial) + len(initial_value)) * final)
-    # As without a watcher: activation checkpointing counts what is saved, and may watch but one of two passes.
-    return spikes, ends, checkpoints if checkpoint and checkpoints.shape[0] else None, sequences
-
-
-def _unlisted(listed: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+def unlisted(found: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """What the operator returns, told apart: with so many final states."""
-    return listed[0], listed[1 : 1 + ends], listed[1 + ends], listed[2 + ends :]
+    return found[0], found[1 : 1 + ends], found[1 + ends], found[2 + ends :]
 
 
-class _Eager(torch.autograd.Function):
-    """What ``register_autograd`` does for the forward operator, at a fraction of its cost a call."""
-
-    @staticmethod
-    def forward(ctx: Any, asked: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        (program, _, _, initial_value, _, channel_dim, learns, record, final), n_initial = asked
-        # Those that torch hands on: it tells the graph's inputs by them.
-        initial, parameters = tensors[:n_initial], tensors[n_initial:]
-        spikes, ends, checkpoints, sequences = _run_forward(
-            program, x_seq, initial, initial_value, parameters, channel_dim, learns, record, final
-        )
-        if not final:
-            decoded, shape = Program.decode(program), x_seq.shape[1:]
-            dtype, strides = getattr(torch, decoded.dtype), (0,) * len(shape)
-            ends = [empty(x_seq, shape, strides, dtype) for _ in decoded.states]
-        ctx.set_materialize_grads(False)
-        ctx.about = program, initial_value, channel_dim, n_initial, len(ends)
-        ctx.save_for_backward(x_seq, checkpoints, *tensors)
-        return spikes, *ends, *sequences
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        ends = 1 + ctx.about[-1]
-        grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads[0], grads[1:ends], grads[ends:])
-        return None, grad_x, *grad_initial, *grad_parameters
+def _forward_operator(text: str, x_seq: Tensor, *rest: Any) -> list[Tensor]:
+    program = Program.decode(text)
+    return listed(program, x_seq, forward(program, x_seq, *rest))
 
 
-# torch.autograd.Function's own also looks at every argument for torch.func, within whose transforms no kernel runs.
-_apply = super(torch.autograd.Function, _Eager).apply
+def _fake_forward(
+    text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
+) -> list[Tensor]:  # fmt: skip
+    program, strides = Program.decode(text), step_strides(x_seq.shape, x_seq.stride())
+    return listed(program, x_seq, _outputs(program, strides, x_seq, checkpoints, record, final))
+
+
+def _backward_operator(text: str, *rest: Any) -> list[Tensor]:
+    grad_x, grad_initial, grad_parameters = backward(Program.decode(text), *rest)
+    copies = [grad.clone() for grad in grad_parameters]  # what an operator returns must not share memory
+    return [*([] if grad_x is None else [grad_x]), *grad_initial, *copies]
+
+
+def _fake_backward(
+    text: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], checkpoints: Tensor, grad_spikes: Tensor | None,
+    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
+) -> list[Tensor]:  # fmt: skip
+    program = Program.decode(text)
+    grad_x, grad_initial = _gradients(program, step_strides(x_seq.shape, x_seq.stride()), x_seq, initial, need_x)
+    pairs = zip(parameters, program.parameters, strict=True)
+    grad_parameters = [tensor.new_empty(tensor.shape) for tensor, p in pairs if p.learned]
+    return [*([] if grad_x is None else [grad_x]), *grad_initial, *grad_parameters]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    program, x_seq, initial, initial_value, parameters, channel_dim, _, _, final = inputs
-    ends = (len(initial) + len(initial_value)) * final
-    ctx.about = program, initial_value, channel_dim, len(initial), ends
-    ctx.save_for_backward(x_seq, output[1 + ends], *initial, *parameters)
+    text, x_seq, initial, initial_value, parameters, channel_dim, _, _, final = inputs
+    ctx.ends = (len(initial) + len(initial_value)) * final
+    ctx.settings = text, len(initial), initial_value, channel_dim
+    ctx.save_for_backward(x_seq, output[1 + ctx.ends], *initial, *parameters)
 
 
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    ends = 1 + ctx.about[-1]
-    grad_x, grad_initial, grad_parameters = _gradients_of(ctx, grads[0], grads[1:ends], grads[ends + 1 :])
-    # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
-    initial_value = ctx.about[1]
-    return None, grad_x, grad_initial, None if initial_value else [], grad_parameters, *(None,) * 4
-
-
-def _gradients_of(
-    ctx: Any, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None]
-) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
-    """Gradients of x, of the initial states, and of the parameters, from those of the forward operator's outputs."""
-    program, initial_value, channel_dim, n_initial, _ = ctx.about
-    saved = ctx.saved_tensors  # once: activation checkpointing computes them again
-    x_seq, checkpoints, *tensors = saved
-    need_x = ctx.needs_input_grad[1]
-    inputs = (
-        program, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grad_spikes, grad_final,
-        grad_sequences, channel_dim, need_x,
+    text, n_initial, initial_value, channel_dim = ctx.settings
+    x_seq, checkpoints, *tensors = ctx.saved_tensors
+    found = iter(
+        torch.ops.klif_sj.backward(
+            text, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grads[0],
+            grads[1 : 1 + ctx.ends], grads[2 + ctx.ends :], channel_dim, ctx.needs_input_grad[1],
+        )
     )  # fmt: skip
-    if not torch.is_grad_enabled() and _unwatched(*saved, grad_spikes, *grad_final, *grad_sequences):
-        grad_x, grad_initial, found = _backward(*inputs)
-    else:
-        grad_x, grad_initial, found = _watched_backward(*inputs)
-    grads = iter(found)
-    parameters = Program.decode(program).parameters
-    return grad_x, grad_initial, [next(grads) if p.learned else None for p in parameters]
-
-
-def _watched_backward(
-    program: str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor | None, *rest: Any,
-) -> Gradients:  # fmt: skip
-    """The backward operator: below autograd, except with ``create_graph``, where its own refuses a derivative."""
-    if checkpoints is None:
-        checkpoints = x_seq.new_empty(0)
-    inputs = (program, x_seq, initial, initial_value, parameters, checkpoints, *rest)
-    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
-        found = iter(torch.ops.klif_sj.backward(*inputs))
-    return next(found) if rest[-1] else None, [next(found) for _ in initial], list(found)
+    grad_x = next(found) if ctx.needs_input_grad[1] else None
+    grad_initial = [next(found) for _ in range(n_initial)]
+    grad_parameters = [next(found) if p.learned else None for p in Program.decode(text).parameters]
+    # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
+    return None, grad_x, grad_initial, None if initial_value else [], grad_parameters, *(None,) * 4
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

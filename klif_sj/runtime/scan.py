@@ -21,23 +21,32 @@ COLUMN_LIMIT = 32
 class Plan:
     """A kernel, and how it goes over a sequence.
 
+    :param shape: of one step
     :param strides: of the neurons of one step, in which the kernel works
     :param geometry: the neurons as the kernel counts them
     :param channels: of the parameters
     :param neighbours: neurons in a row that share a channel, where the kernel takes every neuron for a channel
-    :param dtype: of states and arithmetic
     """
 
     kernel: Kernel
+    shape: tuple[int, ...]
     strides: tuple[int, ...]
     geometry: Geometry
     channels: int
     neighbours: int
-    dtype: torch.dtype
 
     def state(self, tensor: Tensor | None) -> Tensor | None:
-        """A state, or the gradient of one, in the kernel's layout."""
-        return None if tensor is None else with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
+        """A state, or the gradient of one, in the kernel's layout.
+
+        :raises ValueError: for another shape than a step's
+        """
+        if tensor is None:
+            return None
+        if tensor.shape != self.shape:
+            raise ValueError(
+                f"{self.kernel.program.neuron}: expected a state of shape {self.shape}, got {tuple(tensor.shape)}"
+            )
+        return with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
 
     @functools.cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -75,26 +84,26 @@ class Plan:
         return gradients
 
 
-def plan_of(text: str, x_seq: Tensor, channel_dim: int | None, record: bool, *, backward: bool) -> Plan:
-    """The plan for an encoded program and a sequence ``[T, N, *]``."""
-    return _planned(text, x_seq.shape, x_seq.stride(), x_seq.dtype, channel_dim, record, backward)
+def plan_of(program: Program, x_seq: Tensor, channel_dim: int | None, record: bool, *, backward: bool) -> Plan:
+    """The plan for a program and a sequence ``[T, N, *]``."""
+    return _planned(program, x_seq.shape, x_seq.stride(), x_seq.dtype, channel_dim, record, backward)
 
 
 @functools.lru_cache(maxsize=4096)
 def _planned(
-    text: str, sizes: torch.Size, x_strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
+    program: Program, sizes: torch.Size, x_strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
     record: bool, backward: bool,
 ) -> Plan:  # fmt: skip
     shape = tuple(sizes)
-    program, strides = Program.decode(text), step_strides(shape, x_strides)
+    strides = step_strides(shape, x_strides)
     per_channel = any(p.per_channel for p in program.parameters)
     laid = geometry(shape[1:], strides, channel_dim if per_channel else None)
     columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
     return Plan(
         kernel=Kernel(program, shape[0], dtype, columns, record, backward),
+        shape=shape[1:],
         strides=strides,
         geometry=Geometry(laid.outer, laid.channels * laid.inner, 1) if columns else laid,
         channels=laid.channels,
         neighbours=laid.inner if columns else 1,
-        dtype=getattr(torch, program.dtype),
     )

@@ -1,7 +1,7 @@
 """Other neurons into an existing network (:func:`swap_neurons`) or into code as it builds one (:class:`patched`)."""
 
-from .network import swap_neurons
+from .in_place import swap_neurons
 from .patch import patched
-from .report import SwapReport, SwapRow
+from .swap_report import SwapReport, SwapRow
 
 __all__ = ["SwapReport", "SwapRow", "patched", "swap_neurons"]

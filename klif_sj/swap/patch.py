@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from .report import SwapReport, SwapRow
-from .settings import SPIKING_NEURONS, can_be_built
+from ..runtime import unavailable
+from .clock_driven import old_names
+from .neuron_settings import SPIKING_NEURONS, can_be_built, constructor_parameters
+from .swap_report import SwapReport, SwapRow
 from .translate import check_overrides, translate
 
 
@@ -33,6 +35,11 @@ class patched:
     A neuron is built as the code asks for it, with SpikingJelly's own constructor and its defaults, and then translated
     as :func:`swap_neurons` does it. ``isinstance(x, LIFNode)`` is true of both; a class that derives from ``LIFNode``
     derives from SpikingJelly's, is not swapped, and is listed in the report.
+
+    Within the block, code for SpikingJelly 0.0.0.0.12 finds its names too: ``spikingjelly.clock_driven`` means
+    ``activation_based``, and ``MultiStepLIFNode`` is ``LIFNode`` in multi-step mode. The argument ``backend`` is also
+    understood on 2.x, which does not have it. A backend that cannot serve here becomes ``'auto'``, and the report says
+    so.
 
     :param overrides: arguments for every new neuron
     :param swaps: names of SpikingJelly's neuron classes, and the class that is to stand for each
@@ -69,6 +76,8 @@ class patched:
                 "expected a new klif_sj.patched(...) for every with block, got one that was used already"
             )
         self._entered = True
+        self._old_names = old_names()
+        self._old_names.__enter__()
         self._stand_ins = {original: _stand_in(original, self) for original in self._swaps}
         self._meant = {}
         for original, stand_in in self._stand_ins.items():
@@ -84,11 +93,15 @@ class patched:
         for original, stand_in in self._stand_ins.items():
             _active[original].remove(stand_in)
         _rebind(self._meant)
+        self._old_names.__exit__(None, None, None)
 
     def build(self, original: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         """What stands for ``original(*args, **kwargs)``."""
         cls, overrides = self._swaps[original]
-        new, entries = translate(original(*args, **kwargs), cls, overrides)
+        backend = kwargs.get("backend")
+        if "backend" not in constructor_parameters(original) or (backend and unavailable(backend)):
+            kwargs.pop("backend", None)
+        new, entries = translate(original(*args, **kwargs), cls, overrides, backend=backend)
         self.rows.append(SwapRow((f"#{len(self.rows) + 1}",), original, type(new), entries))
         return new
 

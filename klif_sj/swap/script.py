@@ -1,8 +1,7 @@
-"""klif-sj run: an unmodified script, with other neurons in place of SpikingJelly's."""
+"""An unmodified script, with other neurons in place of SpikingJelly's, as ``klif-sj run`` runs it."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import builtins
 import importlib
@@ -26,58 +25,6 @@ from .patch import patched
 CHILD = str(Path(__file__).with_name("child.py"))
 CHILD_VARIABLE = "KLIF_SJ_RUN"
 """Tells a spawned process what to run with which swaps; only this file writes it, only child.py reads it."""
-
-
-def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``klif-sj run``: a script with other neurons."""
-    parser = commands.add_parser(
-        "run",
-        help="run an unmodified SpikingJelly script with other neurons",
-        description="Run a script as 'python script.py ARGS...' would, with other neurons in place of SpikingJelly's, "
-        "and print at its end, to stderr, what was swapped. Under torchrun: torchrun ... -m klif_sj run --swap ...",
-        usage="klif-sj run --swap OLD=NEW [--set NAME=VALUE] (SCRIPT | -m MODULE) [ARGS...]",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--swap",
-        action="append",
-        required=True,
-        metavar="OLD=NEW",
-        help="LIFNode=KLIFNode: SpikingJelly's class, and ours or any as package.module.Class; may be given repeatedly",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of every new neuron, such as tau=2.0; may be given repeatedly",
-    )
-    add("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="a module instead of a script")
-    add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, then its arguments")
-    parser.set_defaults(run=run, parser=parser, passes_interrupts=True)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Run the script; its exit status, and whatever it raises, leaves this function as it leaves the script."""
-    # What follows a "--" is not taken by -m.
-    command = [*(options.module or ()), *options.script]
-    if not command:
-        options.parser.error("expected a script, or -m and a module")
-    if not options.module and not Path(command[0]).exists():
-        options.parser.error(f"there is no script {command[0]!r}")
-    try:
-        patch = patch_for(options.swap, options.set)
-    except (TypeError, ValueError) as error:
-        options.parser.error(str(error))
-    process = os.getpid()
-    try:
-        with patch, _swapping_children(options.swap, options.set):
-            run_as_main(command, is_module=bool(options.module))
-    finally:
-        # A forked process that leaves through here has nothing to say, nor has any but the first of torchrun's.
-        if os.getpid() == process and os.environ.get("RANK", "0") == "0":
-            _print_report(patch)
 
 
 def patch_for(swaps: Sequence[str], settings: Sequence[str]) -> patched:
@@ -115,7 +62,7 @@ def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
 
 
 @contextmanager
-def _swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator[None]:
+def swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator[None]:
     """Processes that multiprocessing spawns swap too: they run child.py in place of the script, which runs the script.
 
     Forked ones have inherited the patch.
@@ -142,16 +89,10 @@ def become_child() -> dict[str, Any]:
     told = json.loads(os.environ[CHILD_VARIABLE])
     # They last as long as the process does.
     patch_for(told["swap"], told["set"]).__enter__()
-    _swapping_children(told["swap"], told["set"]).__enter__()
+    swapping_children(told["swap"], told["set"]).__enter__()
     if "init_main_from_name" in told:
         return runpy.run_module(told["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
     return runpy.run_path(told["init_main_from_path"], run_name="__mp_main__")
-
-
-def _print_report(patch: patched) -> None:
-    print(f"\nklif-sj run: {patch.report}", file=sys.stderr)
-    if not patch.rows:
-        print("klif-sj run: the script has built none of the neurons named in --swap", file=sys.stderr)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import _compat
-from .settings import (
+from ..runtime import unavailable
+from .neuron_settings import (
     RUNNING,
     Settings,
     arguments_for,
@@ -103,16 +104,20 @@ def check_overrides(cls: type, overrides: Mapping[str, Any]) -> Settings:
 
 
 def translate(
-    old: MemoryModule, cls: type, overrides: Mapping[str, Any], keep: bool = True, like: Tensor | None = None
-) -> tuple[MemoryModule, tuple[Entry, ...]]:
+    old: MemoryModule, cls: type, overrides: Mapping[str, Any], keep: bool = True, like: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[MemoryModule, tuple[Entry, ...]]:  # fmt: skip
     """A new neuron that is as the old one was, but for the overrides, and what became of every setting.
 
     :param overrides: as :func:`check_overrides` returns them
     :param keep: False keeps only how the old one runs; what it computes is then up to the new one's defaults
     :param like: a tensor with the device and the dtype of the new one's parameters
+    :param backend: the one that the old neuron was to have, where SpikingJelly's class cannot have it here
     :raises TypeError, ValueError: for settings that the new neuron refuses
     """
     settings, implied = settings_of(old)
+    if backend is not None:
+        settings["backend"] = backend
     source = settings if keep else {name: settings[name] for name in RUNNING if name in settings}
     arguments = {**_usable(cls, arguments_for(cls, source)), **overrides}
     if "surrogate_function" in arguments:
@@ -139,9 +144,13 @@ def own_surrogate(function: Any) -> Any:
 
 
 def _usable(cls: type, arguments: Settings) -> Settings:
-    """Without a backend that the new neuron's class does not have at all."""
-    if arguments.get("backend") not in (None, "torch", "cupy") and cls.__module__.startswith("spikingjelly."):
-        del arguments["backend"]
+    """With a backend that the new neuron's class has, and that can serve here."""
+    backend = arguments.get("backend")
+    if cls.__module__.startswith("spikingjelly."):
+        if backend not in (None, "torch", "cupy"):
+            del arguments["backend"]
+    elif backend and unavailable(backend):
+        arguments["backend"] = "auto"
     return arguments
 
 
@@ -200,6 +209,8 @@ def _why_changed(name: str, value: object, new: MemoryModule, keep: bool) -> str
         return f"the old neuron's is a parameter, {cls} has a number of its own"
     if name == "tau" and value == math.inf:
         return f"the old neuron did not leak, {cls} does"
+    if name == "backend":
+        return f"{value!r} cannot serve here" if new.backend == "auto" else f"{cls} cannot take it"
     if name == "learn_tau":
         return f"the value learned so far is kept; {cls} does not learn it further" if value else f"{cls} learns it"
     return f"{cls} cannot take it"
@@ -219,9 +230,6 @@ def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Sett
     activation = after.get("activation", "identity")
     if v_reset is not None and v_reset < 0 and before.get("activation") != activation != "identity":
         why = f"a reset to below 0 lasts until the next step, as {CUTS[activation]}"
-        yield Entry(CHANGED, "v_reset", before.get("v_reset"), v_reset, why)
-    if v_reset and kinds[1] == "CLIF" != kinds[0]:
-        why = "CLIF's potential leaks towards 0, not towards v_reset, and its reset goes deeper, by sigmoid(m)"
         yield Entry(CHANGED, "v_reset", before.get("v_reset"), v_reset, why)
     if kinds == ("GLIF", "GLIF") and not hasattr(old, "spike"):
         why = "the last spike resets the potential in the next call too; the old neuron forgot it between calls"

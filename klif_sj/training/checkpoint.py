@@ -7,17 +7,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .files import replacing
+from .atomic import replacing
 from .recipe import Recipe
 
-__all__ = ["AtomicCheckpointIO", "RecipeInCheckpoint", "read_checkpoint", "recipe_in"]
-
-RECIPE = "klif_sj_recipe"
-"""The key of the recipe, as plain values, in a Lightning checkpoint."""
+__all__ = ["AtomicCheckpointIO", "read_checkpoint", "recipe_in"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,18 +34,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             kept = "the last good one is still there" if path.exists() else "there was none before it"
             raise OSError(f"the checkpoint {path} could not be saved ({error}); {kept}") from error
-
-
-class RecipeInCheckpoint(lightning.Callback):
-    """Puts the recipe into every checkpoint, so that the checkpoint alone says which network it is of."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[RECIPE] = self.recipe.as_dict()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -75,12 +59,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def recipe_in(checkpoint: dict[str, Any], path: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by; ``path`` is for the message.
+    """The recipe that a checkpoint was trained by, which :class:`.SpikingClassifier` puts there.
 
+    :param path: for the message
     :raises ValueError: where it holds none, or one that this version cannot read
     """
     try:
-        return Recipe.from_dict(checkpoint[RECIPE])
+        return Recipe.from_dict(checkpoint["hyper_parameters"]["recipe"])
     except KeyError:
         raise ValueError(f"{path} is no checkpoint of klif-sj train: it has no recipe") from None
     except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
-from .module import SpikingClassifier
+from .classifier import SpikingClassifier
 
 __all__ = ["DivergenceError", "StopOnDivergence"]
 

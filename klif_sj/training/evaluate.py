@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _compat
 from ..models import SpikingNetwork
-from .module import recorded_rates
+from .classifier import recorded_rates
 
 __all__ = ["NO_COUNTERS", "Evaluation", "Operations", "count_operations", "evaluate"]
 
@@ -85,7 +86,7 @@ def evaluate(net: SpikingNetwork, batches: Iterable[Batch], counted_inputs: int 
     inputs = counted = 0
     correct: list[Tensor] = []
     spikes: dict[str, Tensor] = {}
-    operations = []
+    to_count = []
     device = next(net.parameters()).device
     for batch in batches:
         x, labels = (part.to(device) for part in batch)
@@ -93,28 +94,26 @@ def evaluate(net: SpikingNetwork, batches: Iterable[Batch], counted_inputs: int 
         with recorded_rates(net) as rates:
             outputs = net.outputs_by_step(x)
         inputs += len(labels)
-        correct.append(torch.stack([(read.argmax(1) == labels).sum() for read in _read_after_each_step(outputs)]))
+        # What ``forward`` would return after 1, 2, ..., T time steps.
+        by_step = (outputs[:step].mean(0) for step in range(1, len(outputs) + 1))
+        correct.append(torch.stack([(output.argmax(1) == labels).sum() for output in by_step]))
         for layer, rate in rates.items():
             spikes[layer] = spikes.get(layer, 0) + rate.double() * len(labels)
-        if counted < counted_inputs and (found := count_operations(net, x, len(labels))) is not None:
+        if counted < counted_inputs:
             counted += len(labels)
-            operations.append(found)
+            to_count.append(x)
     functional.reset_net(net)
     if not inputs:
         raise ValueError("batches: expected at least one, got none")
-    by_step = (torch.stack(correct).sum(0).double() / inputs).tolist()
+    accuracies = (torch.stack(correct).sum(0).double() / inputs).tolist()
     firing_rate = {layer: float(total) / inputs for layer, total in spikes.items()}
-    return Evaluation(inputs, by_step[-1], by_step, firing_rate, _mean(operations))
-
-
-def _read_after_each_step(outputs: Tensor) -> list[Tensor]:
-    """What ``forward`` would return after 1, 2, ..., T time steps, from the outputs ``[T, N, classes]``."""
-    return [outputs[: step + 1].mean(0) for step in range(len(outputs))]
+    operations = count_operations(net, to_count, counted) if counted else None
+    return Evaluation(inputs, accuracies[-1], accuracies, firing_rate, operations)
 
 
 @torch.no_grad()
-def count_operations(net: nn.Module, x: Tensor, inputs: int) -> Operations | None:
-    """The operations of one forward pass in evaluation mode, divided by ``inputs``; None on SpikingJelly 0.0.0.0.14."""
+def count_operations(net: nn.Module, batches: Sequence[Tensor], inputs: int) -> Operations | None:
+    """The operations of forward passes in evaluation mode, divided by ``inputs``; None on SpikingJelly 0.0.0.0.14."""
     op_counter = _compat.operation_counters()
     if op_counter is None:
         return None
@@ -128,9 +127,12 @@ def count_operations(net: nn.Module, x: Tensor, inputs: int) -> Operations | Non
         op_counter.DispatchCounterMode([multiplied, accumulated, synaptic]),
         op_counter.ModuleCounterMode([memory], model=net),
     ):
-        functional.reset_net(net)
-        with mode:
-            net(x)
+        # A neuron warns that it does not use its named backend while it is counted; neurons are left out here.
+        for x in batches:
+            functional.reset_net(net)
+            with mode, warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                net(x)
     functional.reset_net(net)
     cost = op_counter.SimpleEnergyCostConfig.fp32()
     compute = multiplied.get_total() * cost.e_mac_pj + accumulated.get_total() * cost.e_ac_pj
@@ -147,27 +149,4 @@ def count_operations(net: nn.Module, x: Tensor, inputs: int) -> Operations | Non
         },
         compute_energy=compute * PICOJOULE / inputs,
         memory_energy=memory.get_total() * cost.e_memory_pj_per_byte * PICOJOULE / inputs,
-    )
-
-
-def _mean(found: list[Operations]) -> Operations | None:
-    """The mean over all inputs of several batches."""
-    if not found:
-        return None
-    inputs = sum(part.inputs for part in found)
-
-    def mean(value: Callable[[Operations], float]) -> float:
-        return sum(value(part) * part.inputs for part in found) / inputs
-
-    return Operations(
-        inputs=inputs,
-        multiply_accumulations=mean(lambda part: part.multiply_accumulations),
-        accumulations=mean(lambda part: part.accumulations),
-        synaptic_operations=mean(lambda part: part.synaptic_operations),
-        synaptic_operations_by_layer={
-            layer: mean(lambda part, layer=layer: part.synaptic_operations_by_layer[layer])  # type: ignore[misc]
-            for layer in found[0].synaptic_operations_by_layer
-        },
-        compute_energy=mean(lambda part: part.compute_energy),
-        memory_energy=mean(lambda part: part.memory_energy),
     )

@@ -5,7 +5,7 @@ A file holds the fields of :class:`Recipe` by name, and under ``[published]`` th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .._checks import check_bool, check_choice, check_number, check_positive, ne
 from ..models.neurons import canonical_name
 from . import toml
 
-__all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "check_seed", "load_recipe", "recipe_names"]
+__all__ = ["LOSS_NAMES", "OPTIMIZERS", "PRECISIONS", "Recipe", "check_seeds", "load_recipe", "recipe_names"]
 
 FOLDER = Path(__file__).with_name("recipes")
 
@@ -28,8 +28,8 @@ PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "64-true")
 class Recipe:
     """How a network with one neuron is trained on a data set.
 
-    ``published[neuron][T]`` is the test accuracy in per cent that ``source`` reports; ``name``, ``source`` and
-    ``published`` have no part in the training.
+    ``published[neuron][T]`` is the test accuracy in per cent that ``source`` reports; ``name``, ``tuned``,
+    ``source`` and ``published`` have no part in the training.
 
     :raises TypeError: for a value of another type, naming the field
     :raises ValueError: for a value outside its range, naming the field. Whether network, data set and augmentations
@@ -66,15 +66,20 @@ class Recipe:
     precision: str = "auto"
     gradient_clip: float | None = None
     """The largest norm of the gradient; None clips nothing."""
+    validation: float = 0
+    """What is put aside of the training set, by the seed: a fraction of it below 1, or a number of samples. It is
+    evaluated in place of the test set, which is then not read."""
     seed: int = 0
     backend: str = "auto"
     channels_last: bool = True
     threads: int | None = None
     """Of the CPU in each process; None leaves the number to torch."""
+    tuned: tuple[str, ...] = ()
+    """The fields whose values were chosen for this neuron, on validation samples."""
     source: str = ""
     published: dict[str, dict[int, float]] = field(default_factory=dict)
 
-    UNTRAINED = ("name", "source", "published")
+    UNTRAINED = ("name", "tuned", "source", "published")
     """The fields that no weight depends on."""
 
     def __post_init__(self) -> None:
@@ -82,7 +87,7 @@ class Recipe:
             _check_text(name, getattr(self, name))
         for name in ("time_steps", "epochs", "batch_size"):
             _check_integer(name, getattr(self, name), least=1)
-        check_seed(self.seed)
+        _check_seed(self.seed)
         for name in ("annealing_epochs", "threads"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), least=1)
@@ -92,6 +97,8 @@ class Recipe:
             self._set(name, check_number(name, getattr(self, name)))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if check_number("validation", self.validation) < 0 or (self.validation >= 1 and type(self.validation) is float):
+            raise ValueError(f"validation: expected a fraction below 1 or a number of samples, got {self.validation}")
         if self.gradient_clip is not None:
             self._set("gradient_clip", check_positive("gradient_clip", self.gradient_clip))
         if self.coding is not None:
@@ -102,7 +109,9 @@ class Recipe:
         for name, choices in (("optimizer", OPTIMIZERS), ("loss", LOSS_NAMES), ("precision", PRECISIONS)):
             check_choice(name, getattr(self, name), choices)
         self._set("neuron", canonical_name(self.neuron))
-        self._set("augmentations", _texts("augmentations", self.augmentations))
+        for name in ("augmentations", "tuned"):
+            self._set(name, _texts(name, getattr(self, name)))
+        self.check_names(self.tuned)
         self._set("published", _published(self.published))
 
     def _set(self, name: str, value: Any) -> None:
@@ -115,7 +124,7 @@ class Recipe:
 
         :raises ValueError: for an unknown field, suggesting the nearest name, or a missing one
         """
-        cls._check_names(values)
+        cls.check_names(values)
         required = [each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING]
         missing = [name for name in required if name not in values]
         if missing:
@@ -123,7 +132,8 @@ class Recipe:
         return cls(**values)
 
     @classmethod
-    def _check_names(cls, names: Iterable[str]) -> None:
+    def check_names(cls, names: Iterable[str]) -> None:
+        """:raises ValueError: for a name that is no field, suggesting the nearest"""
         known = [each.name for each in fields(cls)]
         for name in names:
             if name not in known:
@@ -134,13 +144,13 @@ class Recipe:
 
         :raises ValueError: for an unknown field, suggesting the nearest name
         """
-        self._check_names(given)
+        self.check_names(given)
         return Recipe(**{**{each.name: getattr(self, each.name) for each in fields(self)}, **given})
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and checkpoints."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values["augmentations"] = list(self.augmentations)
+        values |= {name: list(values[name]) for name in ("augmentations", "tuned")}
         values["published"] = {
             neuron: {str(time_steps): accuracy for time_steps, accuracy in figures.items()}
             for neuron, figures in self.published.items()
@@ -188,7 +198,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_seed(seed: object) -> None:
+def _check_seed(seed: object) -> None:
     """:raises TypeError, ValueError: for what is no integer from 0 to below 2**32
 
     Of a larger one, torch's generator on the CPU would take the lowest 32 bits: the seed of another run.
@@ -196,6 +206,16 @@ def check_seed(seed: object) -> None:
     _check_integer("seed", seed, least=0)
     if seed >= 2**32:  # type: ignore[operator]
         raise ValueError(f"seed: expected an integer below 2**32, got {seed}")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """:raises TypeError, ValueError: for no seed, one that is none, or one that comes twice"""
+    if not seeds:
+        raise ValueError("seeds: expected at least one, got none")
+    for seed in seeds:
+        _check_seed(seed)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected each of them once, got {', '.join(map(str, seeds))}")
 
 
 def _check_text(name: str, value: object) -> None:

@@ -1,30 +1,40 @@
-"""One training by a recipe: its folder, its checkpoints, its result."""
+"""One training by a recipe: where it runs, its folder, its checkpoints, its result."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
-from ..environment import environment
+from .. import runtime
+from .._environment import environment
 from ..models import SpikingNetwork, build_network, neuron_factory
-from .checkpoint import RecipeInCheckpoint, read_checkpoint, recipe_in
+from .atomic import write_json
+from .checkpoint import AtomicCheckpointIO, read_checkpoint, recipe_in
+from .classifier import History, SpikingClassifier, by_layer
 from .data import make_data
-from .data.info import find_dataset
+from .data.catalogue import find_dataset
+from .data.images import Split
 from .divergence import StopOnDivergence
-from .files import write_atomically
-from .loop import Placement, check_backend, cpu_threads, fit, is_first_process, make_trainer
-from .measure import backends_serving
-from .module import History, SpikingClassifier
 from .recipe import Recipe
-from .report import by_layer
+from .step_cost import backends_serving
 
-__all__ = ["TrainingRun", "load_checkpoint", "network_of"]
+__all__ = ["Placement", "TrainingRun", "cpu_threads", "is_first_process", "load_checkpoint", "network_of"]
 
 
 def network_of(recipe: Recipe) -> SpikingNetwork:
@@ -70,6 +80,61 @@ def load_checkpoint(path: str | Path) -> tuple[Recipe, SpikingNetwork]:
     return recipe, net
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a training runs: the kind of device, and how many processes with one device each."""
+
+    accelerator: str
+    devices: int | list[int] = 1
+    """A number of devices on each node, or the index of the one on this node."""
+    nodes: int = 1
+
+    @classmethod
+    def find(cls, device: str, processes: int | None = None) -> Placement:
+        """The placement that these ask for, or, under torchrun, that torchrun has started.
+
+        :param device: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``; auto is the GPU where there is one
+        :param processes: on this node, with a device each; None is one, or as many as torchrun has started
+        :raises ValueError: for a device that is unknown or absent, or more processes than there are devices
+        """
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        kind, colon, index = ("cuda" if gpus else "cpu", "", "") if device == "auto" else device.partition(":")
+        if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdigit())):
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+        nodes = 1
+        if torch.distributed.is_torchelastic_launched():
+            started = int(os.environ["LOCAL_WORLD_SIZE"])
+            if processes not in (None, started):
+                raise ValueError(f"devices: torchrun has started {started} processes on this node, got {processes}")
+            processes, nodes = started, int(os.environ["WORLD_SIZE"]) // started
+        processes = 1 if processes is None else processes
+        if processes < 1:
+            raise ValueError(f"devices: expected a positive integer, got {processes}")
+        if index and processes > 1:
+            raise ValueError(f"devices: {device!r} is one device, got {processes} processes")
+        if kind == "cuda" and gpus < (int(index) + 1 if index else processes):
+            raise ValueError(
+                f"device: {device!r} is not here for {processes} processes; this PyTorch ({torch.__version__}) sees "
+                f"{gpus} GPUs. Use cpu, or see `klif-sj info`"
+            )
+        return cls(kind, [int(index)] if index else processes, nodes)
+
+    @property
+    def processes(self) -> int:
+        """The world size."""
+        return self.nodes * (self.devices if isinstance(self.devices, int) else len(self.devices))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process, where it is the only one."""
+        return torch.device(self.accelerator, *(self.devices if isinstance(self.devices, list) else ()))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one, of a distributed training, that writes files and has the say on them."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 class TrainingRun:
     """A training in the folder ``out``, which holds a checkpoint after every epoch, its logs and its result.
 
@@ -78,9 +143,11 @@ class TrainingRun:
         is missing
     :param data_root: folder of the data sets
     :param devices: processes with a device each; None is one, or as many as torchrun has started
-    :param accelerator: ``'auto'``, ``'cpu'`` or ``'cuda'``
+    :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
     :param resume: go on where the training in ``out`` was interrupted; one that has not begun begins
+    :param overwrite: delete the training in ``out`` when this one begins
     :param command: the command line, for the result
+    :param splits: where the data set is kept, see :class:`~klif_sj.training.data.batches.DataModule`
 
     Everything that a user can get wrong is refused here, before anything is trained or deleted:
 
@@ -99,34 +166,33 @@ class TrainingRun:
         devices: int | None = None,
         accelerator: str = "auto",
         resume: bool = False,
+        overwrite: bool = False,
         command: str = "",
+        splits: dict[str, Split] | None = None,
     ) -> None:
         self.recipe = recipe
         self.out = Path(out)
         self.command = command
         self.placement = Placement.find(accelerator, devices)
         self.precision = self._precision()
-        check_backend(recipe.backend, self.placement.accelerator)
-        self._resumed = self._check_folder(resume)
+        _check_backend(recipe.backend, self.placement.device)
+        self._overwrite = overwrite
+        self._resumed = not overwrite and self._check_folder(resume)
+        if recipe.batch_size % self.placement.processes:
+            raise ValueError(
+                f"batch_size: expected a multiple of the {self.placement.processes} processes, got {recipe.batch_size}"
+            )
         self.data = make_data(
             recipe.dataset,
             Path(data_root),
-            self._batch_size(),
+            recipe.batch_size // self.placement.processes,
             recipe.seed,
             time_steps=recipe.time_steps,
             augmentations=recipe.augmentations,
+            validation=recipe.validation,
+            splits=splits,
         )
-        self.module = SpikingClassifier(
-            network_of(recipe),
-            recipe.learning_rate,
-            recipe.annealing_epochs or recipe.epochs,
-            recipe.seed,
-            optimizer=recipe.optimizer,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            loss=recipe.loss,
-            channels_last=recipe.channels_last,
-        )
+        self.module = SpikingClassifier(network_of(recipe), recipe)
 
     @property
     def checkpoint(self) -> Path:
@@ -145,13 +211,6 @@ class TrainingRun:
         if self.recipe.precision == "16-mixed" and not on_gpu:
             raise ValueError("precision: 16-mixed needs a GPU; on the CPU there are 32-true, bf16-mixed and 64-true")
         return self.recipe.precision
-
-    def _batch_size(self) -> int:
-        """Of each process."""
-        size, processes = self.recipe.batch_size, self.placement.processes
-        if size % processes:
-            raise ValueError(f"batch_size: expected a multiple of the {processes} processes, got {size}")
-        return size // processes
 
     def _check_folder(self, resume: bool) -> bool:
         """Whether there is a checkpoint to go on from. Only the first process looks, as it alone writes."""
@@ -173,57 +232,126 @@ class TrainingRun:
         return False
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
-        """Train to the last epoch and write ``result.json``; returns what it holds.
+        """Train to the last epoch and write ``result.json``; returns what it holds, of a training that is finished too.
 
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
         :raises klif_sj.training.divergence.DivergenceError: where the loss is NaN or infinite
         :raises OSError: where a checkpoint cannot be saved; the one before it stays
         """
-        console = console or Console(quiet=True)
+        if self._overwrite:
+            shutil.rmtree(self.out, ignore_errors=True)
+        if self._resumed and self.result.exists():
+            return json.loads(self.result.read_text())
         history, timer = History(), Timer()
-        logs = self.out / "logs"
-        trainer = make_trainer(
-            self.placement,
-            epochs=self.recipe.epochs,
-            checkpoint=self.checkpoint,
-            callbacks=[
-                history,
-                timer,
-                StopOnDivergence(),
-                RecipeInCheckpoint(self.recipe),
-                LearningRateMonitor(logging_interval="epoch"),
-            ],
-            progress=not console.quiet,
-            precision=self.precision,
+        with _quiet_lightning():
+            trainer = self._trainer([history, timer], progress=console is not None and not console.quiet)
+            with cpu_threads(self.recipe.threads):
+                _fit(trainer, self.module, self.data, self.checkpoint if self._resumed else None)
+        result = self._result(history.epochs, timer.time_elapsed("train"))
+        if trainer.is_global_zero:
+            write_json(self.result, result)
+        return result
+
+    def _trainer(self, callbacks: list[lightning.Callback], progress: bool) -> lightning.Trainer:
+        """Lightning's trainer, which saves a checkpoint after every epoch, atomically."""
+        path, logs = self.checkpoint, self.out / "logs"
+        callbacks += [
+            StopOnDivergence(),
+            LearningRateMonitor(logging_interval="epoch"),
+            ModelCheckpoint(path.parent, path.stem, save_on_train_epoch_end=True, enable_version_counter=False),
+        ]
+        if progress:
+            callbacks.append(RichProgressBar(leave=False))
+        return lightning.Trainer(
+            accelerator=self.placement.accelerator,
+            devices=self.placement.devices,
+            num_nodes=self.placement.nodes,
+            strategy="auto" if self.placement.processes == 1 else DDPStrategy(),
+            precision=self.precision,  # type: ignore[arg-type]
             benchmark=self.placement.accelerator == "cuda",
             gradient_clip_val=self.recipe.gradient_clip,
+            max_epochs=self.recipe.epochs,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
             # A resumed run writes into the next folder of CSV files; TensorBoard joins the files of one folder.
             logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard", version="")],
             default_root_dir=self.out,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            use_distributed_sampler=False,
         )
-        with cpu_threads(self.recipe.threads):
-            fit(trainer, self.module, self.data, self.checkpoint if self._resumed else None)
-        result = self._result(history.epochs, timer.time_elapsed("train"))
-        if trainer.is_global_zero:
-            write_atomically(self.result, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        return result
 
     def _result(self, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
-        last, net = history[-1], self.module.net
+        last, net, evaluated = history[-1], self.module.net, self.module.evaluated
         return {
             "recipe": self.recipe.as_dict(),
             "notation": net.notation,
             "parameters": sum(parameter.numel() for parameter in net.parameters()),
             "training_inputs": len(self.data.train),
-            "test_inputs": len(self.data.test),
-            "test_accuracy": last["test_accuracy"],
+            f"{evaluated}_inputs": len(self.data.evaluated),
+            f"{evaluated}_accuracy": last[f"{evaluated}_accuracy"],
             "firing_rate": by_layer(last, "firing_rate"),
             "k": by_layer(last, "k"),
             "history": history,
             "seconds": seconds,
             "precision": self.precision,
             "processes": self.placement.processes,
-            "backend": backends_serving(net, torch.empty(0, device=self.placement.accelerator)),
+            "backend": backends_serving(net, torch.empty(0, device=self.placement.device)),
             "command": self.command,
             "environment": environment(),
         }
+
+
+def _check_backend(backend: str, device: torch.device) -> None:
+    """:raises ValueError: for a backend that is unknown, cannot serve here, or does not serve this device"""
+    try:
+        runtime.require_backend(backend)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    runtime.serving_backend(backend, torch.empty(0, device=device))
+
+
+def _fit(
+    trainer: lightning.Trainer, module: SpikingClassifier, data: lightning.LightningDataModule, checkpoint: Path | None
+) -> None:
+    """Train to the last epoch, from ``checkpoint`` on where there is one.
+
+    :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    except SystemExit:  # Lightning's answer to Ctrl-C, of which it ignores any further
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silences what it says about hardware, workers and its own products; warnings about the training stay."""
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Has torch use this many CPU threads, where a number is given."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import klif_sj
-from klif_sj import cli, runtime, usage
-from klif_sj.environment import environment
-from klif_sj.training import compare
-from klif_sj.training.measure import measure_step
-from klif_sj.training.module import SpikingClassifier
+from klif_sj import cli, runtime
+from klif_sj._environment import environment
+from klif_sj.cli import errors
+from klif_sj.training.classifier import SpikingClassifier
+from klif_sj.training.reports import comparison
+from klif_sj.training.step_cost import measure_step
 
 TINY = ["--epochs=1", "--time-steps=2", "--width=0.03125", "--batch-size=256", "--device=cpu", "--backend=torch"]
 
@@ -40,10 +41,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("--neurons=lif,kliff", "got 'kliff'; did you mean 'klif'?"),
         ("--neurons=", "neurons: expected at least one name"),
+        ("--threads=0", "threads: expected an integer of at least 1, got 0"),
+        ("--time-steps=-1", "time_steps: expected an integer of at least 1, got -1"),
+        ("--learning-rate=0", "learning_rate: expected a positive number, got 0.0"),
+        ("--width=inf", "width: expected a finite number, got inf"),
+        ("--seed=-1", "seed: expected an integer of at least 0, got -1"),
+        ("--seeds=1,2,1", "seeds: expected each of them once, got 1, 2, 1"),
+        ("--set=precision=bf16-mixed", "precision: a comparison is in 32-true, got 'bf16-mixed'"),
         ("--device=gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--device=cuda:99", "device: 'cuda:99' is not here"),
         ("--backend=cppp", "backend: expected one of 'auto', 'torch', 'cpp', 'cupy', got 'cppp'"),
-        ("--epochs=0", "epochs: expected a positive integer, got 0"),
+        ("--epochs=0", "epochs: expected an integer of at least 1, got 0"),
         ("--batch-size=5000", "batch_size: expected at most the 1437 training images of digits, got 5000"),
     ],
 )
@@ -72,7 +80,9 @@ def test_compare_refuses_a_backend_for_another_device(capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["bogus"], ["compare", "--width=huge"], ["compare", "--epochs=many"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["bogus"], ["compare", "--width=huge"], ["compare", "--epochs=many"], ["compare", "--seeds=1,x"]]
+)
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
@@ -83,18 +93,19 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
 def test_compare_runs_and_says_where_the_report_is(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "measure_step", partial(measure_step, min_seconds=0))
+    monkeypatch.setattr(comparison, "measure_step", partial(measure_step, min_seconds=0))
     out = tmp_path / "a b"
-    arguments = ["compare", "--neurons=klif,klif*", "--seed=5", f"--out={out}", *TINY]
+    arguments = ["compare", "--neurons=klif,klif*,KLIF,klif-star", "--seed=5", f"--out={out}", *TINY]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     assert list(report["neurons"]) == ["klif", "klif-star"]
-    assert report["settings"]["seed"] == 5
-    assert report["settings"]["width"] == 1 / 32
+    assert report["seeds"] == [5]
+    assert report["recipe"]["width"] == 1 / 32
     assert shlex.split(report["command"]) == ["klif-sj", *arguments]
+    assert report["conclusion"].split()[0] in printed
     for result in report["neurons"].values():
-        assert f"{100 * result['test_accuracy']:.2f}" in printed
+        assert f"{result['test_accuracy']:.2f}" in printed
         assert f"{result['k']['decoder']:.4f}" in printed
     assert "report.md" in printed
 
@@ -127,7 +138,7 @@ def test_missing_train_extra_is_named(
         if name in ("lightning", "sklearn"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(usage.importlib, "import_module", import_module)
+    monkeypatch.setattr(errors.importlib, "import_module", import_module)
     told = refusal(capsys, *command)
     assert told == "klif-sj: error: training needs lightning, scikit-learn; type: pip install 'klif_sj[train]'\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,8 +13,6 @@ from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, runtime
-from klif_sj.neuron.memories import PendingMemories
-from klif_sj.runtime import pending
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,24 +108,16 @@ def test_follows_torchs_current_stream() -> None:
     assert_equal(actual, expected)
 
 
-def test_final_states_are_computed_when_they_are_read() -> None:
-    """A large training call on a side stream leaves them; the stream that reads them waits for their kernel."""
-    node, eager = (CLIFNode(step_mode="m", backend="cupy").cuda() for _ in range(2))
-    eager._states_read = True
-    leaf = torch.randn(4, pending.WORTHWHILE // 4 + 8, device="cuda", requires_grad=True)
-    expected = eager(leaf * 2.0)
-    (expected_grad,) = torch.autograd.grad(expected.sum() + eager.v.square().sum() + eager.m.sum(), leaf)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        spikes = node(leaf * 2.0)
-    torch.cuda.current_stream().wait_stream(side)
-    assert type(node._memories) is PendingMemories
-    assert_equal(spikes, expected)
-    assert_equal(node.v, eager.v)
-    assert_equal(node.m, eager.m)
-    (grad,) = torch.autograd.grad(spikes.sum() + node.v.square().sum() + node.m.sum(), leaf)
-    assert_equal(grad, expected_grad)
+def test_without_final_states() -> None:
+    node, keeps = (CLIFNode(step_mode="m", backend="cupy", keep_state=keep).cuda() for keep in (False, True))
+    x, grad = torch.randn(4, 1000, device="cuda"), torch.randn(4, 1000, device="cuda")
+    found = []
+    for each in (node, keeps):
+        leaf = x.clone().requires_grad_()
+        spikes = each(leaf * 2.0)
+        found.append((spikes, *torch.autograd.grad(spikes, leaf, grad)))
+    for actual, expected in zip(*found, strict=True):
+        assert_equal(actual, expected)
 
 
 def test_captured_in_a_cuda_graph() -> None:
@@ -155,6 +146,50 @@ def test_captured_in_a_cuda_graph() -> None:
         replayed = [t.detach().clone() for t in captured]
         for actual, expected in zip(replayed, step(), strict=True):
             assert_equal(actual, expected)
+
+
+def test_nothing_is_loaded_in_a_capture() -> None:
+    """The refused call leaves the neuron as it was, and the capture can be made anew after a call."""
+    node, x = KLIFNode(tau=2.375, step_mode="m", backend="cupy").cuda(), torch.randn(4, 1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="before the capture, run once"), torch.cuda.graph(graph):
+            node(x)
+        expected = node(x)
+        node.reset()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = node(x)
+        graph.replay()
+        assert_equal(captured, expected)
+
+
+def test_in_a_thread_that_never_used_the_gpu() -> None:
+    """A kernel that was loaded by another thread, and one that the thread loads itself; after CuPy forgot its own."""
+    node, x = KLIFNode(tau=2.4375, step_mode="m", backend="cupy").cuda(), torch.randn(4, 1000, device="cuda")
+    found: list[Tensor] = []
+
+    @torch.no_grad()
+    def call() -> None:
+        for tau in (2.4375, 2.5625):
+            node.tau = tau
+            node.reset()
+            found.append(node(x))
+
+    node(x.requires_grad_()).sum().backward()
+    pytest.importorskip("cupy").clear_memo()
+    for run in (lambda: ThreadPoolExecutor(1).submit(call).result(), call):
+        run()
+    assert_equal(found[0], found[2])
+    assert_equal(found[1], found[3])
+
+
+def test_subnormal_numbers_are_kept() -> None:
+    node, x = KLIFNode(step_mode="m", backend="cupy").cuda(), torch.full((4, 1000), 1e-40, device="cuda")
+    with torch.no_grad():
+        node(x)
+    smallest_normal = torch.finfo(torch.float32).tiny
+    assert ((node.v > 0) & (node.v < smallest_normal)).all()
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -18,7 +18,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode, swap_neurons
-from klif_sj.swap.settings import SPIKING_NEURONS
+from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 STEPS = 2
 ON_2 = pytest.mark.skipif("GatedLIFNode" not in SPIKING_NEURONS, reason="0.0.0.0.14 does not have it")

@@ -144,11 +144,9 @@ def test_states_are_made_anew(case: Case, backend: str, change: str, step_mode: 
 def test_states_are_made_anew_on_another_device(case: Case, backend: str) -> None:
     node = case.make(backend=backend)
     node(current())
-    held = states_of(node)
-    node.to("meta")
     node.backend = "torch"
-    for name, state in held.items():
-        setattr(node, name, state)
+    for tensors in (module._parameters for module in node.modules()):
+        tensors.update({name: None if p is None else nn.Parameter(p.to("meta")) for name, p in tensors.items()})
     spike = node(current().to("meta"))
     assert spike.device.type == "meta"
     assert {state.device.type for state in states_of(node).values()} == {"meta"}

@@ -99,7 +99,7 @@ def test_functional_forward(case: Case, backend: str) -> None:
     assert_equal(torch.stack(steps), expected)
     assert_close(states[0], final["v"])
 
-    with pytest.raises(ValueError, match=r"state 'v'.*expected shape"):
+    with pytest.raises(ValueError, match=r"state 'v'.*expected a shape that broadcasts"):
         forward((x[0],), (torch.zeros(1, 2), *memories[1:]))
 
 

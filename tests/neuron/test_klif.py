@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from klif_sj import KLIFNode
 from klif_sj._compat import SPIKINGJELLY_2
+from klif_sj.neuron.parameters import bounded
 
 # SpikingJelly 0.0.0.0.14's KLIFNode raises with v_reset=None.
 V_RESETS = [0.0, -0.2, None] if SPIKINGJELLY_2 else [0.0, -0.2]
@@ -234,6 +235,13 @@ def test_only_a_gradient_that_pushes_k_further_out_is_zero(raw: float, effective
     assert gradient((0.5, 5.0), raw) == (0.0 if outward else pytest.approx(unbounded))
 
 
+@pytest.mark.parametrize("raw", [0.2, 2.0, 9.0])
+def test_a_gradient_that_is_no_number_is_not_hidden(raw: float) -> None:
+    k = torch.tensor(raw, requires_grad=True)
+    bounded(k, 0.5, 5.0).backward(torch.tensor(torch.nan))
+    assert k.grad.isnan()
+
+
 @pytest.mark.parametrize("raw", [0.4, 0.5, 5.0, 5.3])
 def test_the_gradient_at_a_bound_does_not_depend_on_the_step_mode(raw: float) -> None:
     x, gradients = current(), []
@@ -332,13 +340,18 @@ def test_positional_options_of_the_wrong_line_are_refused() -> None:
 
 @pytest.mark.skipif(not SPIKINGJELLY_2, reason="SpikingJelly 2's functional interface")
 @pytest.mark.parametrize(
-    "state", [torch.zeros(1, 2), torch.zeros(BATCH, CHANNELS, dtype=torch.float64)], ids=["shape", "dtype"]
+    ("state", "match"),
+    [
+        (torch.zeros(1, 2), "expected a shape that broadcasts to a step of shape .*, got .1, 2.; reset"),
+        (torch.zeros(BATCH, CHANNELS, device="meta"), "expected it on the input's device cpu, got meta; move it"),
+    ],
+    ids=["shape", "device"],
 )
-def test_a_state_that_does_not_fit_is_refused(state: Tensor) -> None:
+def test_a_state_that_does_not_fit_is_refused(state: Tensor, match: str) -> None:
     node = KLIFNode(step_mode="m")
     node(current())
     before = snapshot(node)
-    with pytest.raises(ValueError, match="state 'v': expected shape, dtype and device"):
+    with pytest.raises(ValueError, match=f"state 'v': {match}"):
         node.functional_forward((current(),), (state,))
     assert_memories(node, before)
 

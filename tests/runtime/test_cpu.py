@@ -34,8 +34,7 @@ class Saturating(FusedNode):
 
 
 def program_of(node: FusedNode) -> Program:
-    kinds = tuple((name, False, False, True) for name, _ in node.named_parameters())
-    return Program.decode(node.step_program(torch.float32, kinds, True)[0])
+    return node.program()
 
 
 @pytest.mark.parametrize(("node", "kept"), [(KLIFNode(), 0), (CLIFNode(), 2), (Saturating(), 2)], ids=["0", "2", "own"])

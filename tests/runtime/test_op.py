@@ -17,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from versions import needs_compile
 
 from klif_sj import FusedNode, KLIFNode, LearnableATan, runtime
-from klif_sj.runtime import dispatch
+from klif_sj.codegen import Program
+from klif_sj.neuron.parameters import PerStep
+from klif_sj.runtime.launch import address
 
 pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
@@ -30,13 +32,15 @@ def inputs(dtype: torch.dtype = torch.float32) -> Tensor:
 
 def operator_arguments(node: FusedNode, x: Tensor, carried: bool) -> tuple[Any, ...]:
     """What the forward operator is called with for a node."""
+    program = node.program()
     effective = node.effective_parameters()
-    values, kinds = dispatch._arguments(node, effective)
-    program, used, _ = node.step_program(torch.float32, kinds, True)
+    values = {n: v.values if isinstance(v, PerStep) else v for n, v in effective.items()} | dict(
+        node.named_parameters()
+    )
     initial = [torch.rand(x.shape[1:]).requires_grad_() for _ in node.states] if carried else []
     numbers = [] if carried else [0.0] * len(node.states)
-    parameters = [values[name].detach().clone().requires_grad_() for name in used]
-    return program, x, initial, numbers, parameters, node.channel_dim, True, node.store_v_seq, True
+    parameters = [values[name].detach().clone().requires_grad_() for name in program.names]
+    return program.text, x, initial, numbers, parameters, node.channel_dim, 0, node.store_v_seq, True
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
@@ -68,9 +72,7 @@ def test_registered_autograd_equals_the_eager_one() -> None:
     leaves = [x, *arguments[2], *arguments[4]]
     spikes, v, _ = torch.ops.klif_sj.forward(*arguments)
     expected = torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves)
-    from klif_sj.runtime.op import run_program
-
-    spikes, (v,), _ = run_program(*arguments)
+    spikes, (v,), _ = runtime.run(Program.decode(arguments[0]), *arguments[1:6], True, *arguments[7:])
     for actual, value in zip(torch.autograd.grad((spikes * 2).sum() + (v**2).sum(), leaves), expected, strict=True):
         assert_equal(actual, value)
 
@@ -194,7 +196,7 @@ def test_the_backward_pass_keeps_the_input_and_nothing_else() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         node(x)
     large = [t for t in saved if t.numel() >= x[0].numel()]
-    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+    assert [address(t) for t in large] == [address(x)]
     assert sum(t.numel() for t in saved) <= x.numel() + 8
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode
+from klif_sj.codegen.program import Program
 
 
 class ChannelLeak(FusedNode):
@@ -79,6 +80,11 @@ EXECUTED: list[tuple[Make, int, tuple[int, ...], torch.dtype, bool, int]] = [
     (channel_leak, 4, (9, 3, 8, 8), torch.float32, False, 1),
     (channel_leak, 4, (9, 40), torch.float32, False, 1),
 ]
+
+
+def program_of(node: FusedNode, dtype: torch.dtype = torch.float32) -> Program:
+    """The program of a neuron that learns all that it can."""
+    return node.program(dtype)
 
 
 def ran(node: FusedNode, x: Tensor, grad: Tensor) -> dict[str, Tensor]:

@@ -44,8 +44,7 @@ class Emulation:
 
     def submit(self, kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
         self.launches.append((name, vector, blocks))
-        threads = cuda.BLOCK[kernel.columns]
-        _compiled(kernel, vector, name)(struct.pack("@2q", blocks, threads) + call)
+        _compiled(kernel, vector, name)(struct.pack("@2q", blocks, cuda.BLOCK) + call)
 
 
 def emulate(monkeypatch: pytest.MonkeyPatch, processors: int = 1) -> Emulation:
@@ -53,5 +52,6 @@ def emulate(monkeypatch: pytest.MonkeyPatch, processors: int = 1) -> Emulation:
     emulation = Emulation()
     monkeypatch.setattr(cuda, "submit", emulation.submit)
     monkeypatch.setattr(cuda, "processors", lambda device: processors)
-    monkeypatch.setattr(op, "target_of", lambda tensor: cuda)
+    # As on a GPU, a tensor of a fake kernel is on no device that has a target of its own.
+    monkeypatch.setattr(op, "target_of", lambda tensor: cuda if tensor.is_cpu else cpu)
     return emulation

@@ -1,12 +1,14 @@
 // Just enough of CUDA to run a kernel on the CPU: every thread of a block is a fiber, and a barrier switches to the next.
 // Lets a test execute cuda.cu itself, its indexing, vector accesses and block sums, where there is no GPU.
 #include <cstdio>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <ucontext.h>
 #include <vector>
 
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __shared__ static
 
 struct Index { unsigned x; };
@@ -78,4 +80,20 @@ static double __shfl_down_sync(unsigned, double value, int distance) {
     const double found = from / 32 == threadIdx.x / 32 ? fibers::exchanged_double[from] : value;
     fibers::wait();
     return found;
+}
+
+// Global memory, at whole vectors only, as the GPU's.
+template <int BYTES> static void load_bytes(const void *from, void *to) {
+    if (uintptr_t(from) % BYTES) {
+        fprintf(stderr, "a load of %d bytes is off its boundary\n", BYTES);
+        abort();
+    }
+    memcpy(to, from, BYTES);
+}
+template <int BYTES> static void store_bytes(const void *from, void *to) {
+    if (uintptr_t(to) % BYTES) {
+        fprintf(stderr, "a store of %d bytes is off its boundary\n", BYTES);
+        abort();
+    }
+    memcpy(to, from, BYTES);
 }

@@ -23,7 +23,7 @@ from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode, swap_neurons
-from klif_sj.swap.settings import SPIKING_NEURONS
+from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 ON_2 = pytest.mark.skipif("GatedLIFNode" not in SPIKING_NEURONS, reason="0.0.0.0.14 does not have it")
 LIF_IS = {"activation": "identity", "k": 1}

@@ -17,9 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from versions import needs_compile
 
-from klif_sj import CLIFNode, GLIFNode, KLIFNode, swap_neurons
-from klif_sj.checkpoint import state_contexts
-from klif_sj.swap.settings import SPIKING_NEURONS
+from klif_sj import CLIFNode, GLIFNode, KLIFNode, state_contexts, swap_neurons
+from klif_sj.swap.neuron_settings import SPIKING_NEURONS
 
 STEPS, BATCH, FEATURES = 3, 4, 6
 ON_2 = pytest.mark.skipif("GatedLIFNode" not in SPIKING_NEURONS, reason="0.0.0.0.14 does not have it")

@@ -7,7 +7,7 @@ import torch
 from tolerance import assert_close, assert_equal
 
 from klif_sj.training.data.augment import AUGMENTATIONS, Augmentation, crop, cutout, flip
-from klif_sj.training.data.info import DATASETS
+from klif_sj.training.data.catalogue import DATASETS
 
 pytestmark = pytest.mark.once
 

@@ -15,10 +15,11 @@ from tolerance import assert_equal
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from klif_sj.training.data import make_data
+from klif_sj.training.data import batches, make_data
 from klif_sj.training.data.augment import AUGMENTATIONS, Augmentation
-from klif_sj.training.data.info import DATASETS, find_dataset
-from klif_sj.training.data.module import Batches, DataModule, Samples
+from klif_sj.training.data.batches import Batches, DataModule, Samples, load
+from klif_sj.training.data.catalogue import DATASETS, find_dataset
+from klif_sj.training.data.images import Split
 
 pytestmark = pytest.mark.once
 
@@ -157,11 +158,32 @@ def test_validation_share_comes_out_of_the_training_set() -> None:
     assert sorted(parts[0] + parts[1]) == sorted(identities(whole.train_dataloader()))
     assert identities(data.test_dataloader()) == identities(whole.test_dataloader())
     assert not set(parts[1]) & set(identities(data.test_dataloader()))
-    # A tenth of each class, whatever the seed.
+    # A tenth of each class.
     labels = torch.cat([labels for _, labels in data.val_dataloader()])
     tenths = whole.train.labels.bincount() / 10
     assert (labels.bincount() - tenths).abs().max() < 1
-    assert identities(digits(validation=0.1, seed=3).val_dataloader()) == parts[1]
+    assert identities(digits(validation=0.1).val_dataloader()) == parts[1]
+    other = digits(validation=144, seed=3)
+    assert len(other.validation) == 144
+    assert identities(other.val_dataloader()) != parts[1], "another seed, other samples"
+
+
+def test_the_test_set_is_read_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def recorded(name: str, root: Path, split: str, time_steps: int | None) -> Split:
+        read.append(split)
+        return load(name, root, split, time_steps)
+
+    monkeypatch.setattr(batches, "load", recorded)
+    data = digits(validation=0.1)
+    list(data.train_dataloader()), list(data.val_dataloader())
+    assert read == ["train"]
+    assert len(data.test) == 360
+    assert read == ["train", "test"]
+    shared = data.splits
+    assert digits(splits=shared).test.inputs is data.test.inputs
+    assert read == ["train", "test"]
 
 
 def test_validation_loader_is_the_test_set_where_nothing_was_put_aside() -> None:
@@ -210,9 +232,11 @@ def test_data_larger_than_the_gpu_stays_on_the_host(
         ({"batch_size": 1438}, "batch_size: expected at most the 1437 training images of digits, got 1438"),
         ({"batch_size": 1294, "validation": 0.1}, "at most the 1293 training images of digits, got 1294"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
-        ({"validation": 1.0}, "validation: expected a share from 0 to below 1, got 1.0"),
-        ({"validation": -0.1}, "validation: expected a share from 0 to below 1, got -0.1"),
-        ({"validation": 0.001}, "validation: expected a share with a sample of each class in it, got 0.001"),
+        ({"validation": 1.0}, "validation: expected a fraction or a number of the 1437 training samples.* got 1.0"),
+        ({"validation": -0.1}, "validation: expected a fraction or a number of the 1437 training samples.* got -0.1"),
+        ({"validation": 0.001}, "that leaves some of each class on either side, got 0.001"),
+        ({"validation": 1437}, "that leaves some of each class on either side, got 1437"),
+        ({"validation": 1430}, "that leaves some of each class on either side, got 1430"),
         ({"augmentations": ("flop",)}, "got 'flop'; did you mean 'flip'"),
     ],
 )
@@ -236,7 +260,7 @@ def test_unknown_data_set_is_refused() -> None:
 
 def test_what_there_is_is_light_to_import() -> None:
     heavy = ("torchvision", "sklearn", "lightning", "spikingjelly.datasets")
-    program = f"import sys, klif_sj.training.data.info; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, klif_sj.training.data.catalogue; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from tolerance import assert_equal
 from torchvision import datasets
+from trainings import load_both
 
-from klif_sj.training.data import load
-from klif_sj.training.data.info import DATASETS
+from klif_sj.training.data.catalogue import DATASETS
 
 pytestmark = pytest.mark.once
 
@@ -86,7 +86,7 @@ def write_python(
 
 
 def assert_read(name: str, root: Path, samples: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    for split, (images, labels) in zip(("train", "test"), load(name, root), strict=True):
+    for split, (images, labels) in zip(("train", "test"), load_both(name, root), strict=True):
         assert images.dtype == torch.uint8
         assert_equal(images, torch.from_numpy(samples[split][0]), f"{split} images")
         assert labels.tolist() == samples[split][1].tolist()
@@ -108,7 +108,7 @@ def test_binary_file_of_another_size_is_named(name: str, samples: dict, tmp_path
         content = file.read_bytes()
         file.write_bytes(content[:-1] if change < 0 else content + b"0")
         with pytest.raises(ValueError, match=f"{file}: expected {len(content)} bytes, got {len(content) + change}"):
-            load(name, tmp_path)
+            load_both(name, tmp_path)
         file.write_bytes(content)
 
 
@@ -119,14 +119,14 @@ def test_class_that_there_is_not_is_named(name: str, samples: dict, tmp_path: Pa
     content[0 if name == "cifar10" else 1] = classes
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"{file}: expected classes below {classes}, got {classes}; the file is cor"):
-        load(name, tmp_path)
+        load_both(name, tmp_path)
 
 
 def test_missing_binary_file_is_named(name: str, samples: dict, tmp_path: Path) -> None:
     file = write_binary(name, tmp_path, samples)[-1]
     file.unlink()
     with pytest.raises(FileNotFoundError, match=f"{file} is missing from .*binary version"):
-        load(name, tmp_path)
+        load_both(name, tmp_path)
 
 
 def test_pickle_that_is_not_the_official_one_is_never_opened(
@@ -141,7 +141,7 @@ def test_pickle_that_is_not_the_official_one_is_never_opened(
         with monkeypatch.context() as patched:
             patched.setattr("pickle.load", opened)
             with pytest.raises(ValueError, match=f"{file}: expected the file .* truncated or corrupt"):
-                load(name, tmp_path)
+                load_both(name, tmp_path)
         file.write_bytes(content)
 
 
@@ -151,7 +151,7 @@ def test_missing_data_set_says_where_it_comes_from(name: str, tmp_path: Path, mo
 
     monkeypatch.setattr(datasets.CIFAR10, "download", unreachable)
     with pytest.raises(FileNotFoundError) as raised:
-        load(name, tmp_path)
+        load_both(name, tmp_path)
     told, reader = str(raised.value), READERS[name]
     assert told.startswith(f"{DATASETS[name].title} is not in {tmp_path}")
     for part in (

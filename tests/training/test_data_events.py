@@ -20,10 +20,11 @@ import pytest
 import torch
 from spikingjelly.datasets import split_to_train_test_set
 from tolerance import assert_equal
+from trainings import load_both
 
-from klif_sj.training.data import load, make_data
-from klif_sj.training.data.files import locked
-from klif_sj.training.data.info import DATASETS
+from klif_sj.training.atomic import locked
+from klif_sj.training.data import make_data
+from klif_sj.training.data.catalogue import DATASETS
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -175,7 +176,7 @@ def pack(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]
 
 def assert_frames(name: str, root: Path, written: dict[str, list[tuple[list[Event], int]]]) -> None:
     time_steps, size = SETS[name][1], DATASETS[name].image_size
-    for split, (frames, labels) in zip(("train", "test"), load(name, root, time_steps), strict=True):
+    for split, (frames, labels) in zip(("train", "test"), load_both(name, root, time_steps), strict=True):
         assert labels.tolist() == [label for _, label in written[split]]
         expected = torch.stack([expected_frames(events, time_steps, size) for events, _ in written[split]])
         assert frames.dtype == torch.uint8
@@ -205,7 +206,7 @@ def test_archives_are_unpacked(name: str, written: dict, tmp_path: Path, monkeyp
 def test_spikingjelly_itself_makes_the_same_of_them(name: str, written: dict, tmp_path: Path) -> None:
     """Its frames and, of CIFAR10-DVS, its split of nine to one, out of the recordings that were converted for ours."""
     time_steps, folder = SETS[name][1], tmp_path / DATASETS[name].folder
-    ours = load(name, tmp_path, time_steps)
+    ours = load_both(name, tmp_path, time_steps)
     options = {"data_type": "frame", "frames_number": time_steps, "split_by": "number"}
     if name == "cifar10-dvs":
         whole = reader_of(name)(str(folder), **options)
@@ -267,7 +268,7 @@ def test_batches_have_time_first_and_counts(name: str, written: dict, tmp_path: 
 
 def test_missing_data_set_says_what_to_put_where(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
-        load(name, tmp_path, 4)
+        load_both(name, tmp_path, 4)
     folder, info, told = tmp_path / DATASETS[name].folder / "download", DATASETS[name], str(raised.value)
     assert told.startswith(f"{info.title} is not in {folder}. Its home is {info.home}. Type")
     assert {
@@ -284,7 +285,7 @@ def test_truncated_archive_is_named_and_kept(
     archive = pack(name, tmp_path / DATASETS[name].folder, monkeypatch)[-1]
     archive.write_bytes(archive.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{archive}: expected the archive .* truncated or corrupt"):
-        load(name, tmp_path, 4)
+        load_both(name, tmp_path, 4)
     assert archive.exists()
 
 
@@ -296,7 +297,7 @@ def test_truncated_recording_is_named(name: str, written: dict, tmp_path: Path, 
     lost = 16 if name == "dvs-gesture" else 3
     file.write_bytes(file.read_bytes()[:-lost] if kept == "most" else b"")
     with pytest.raises(ValueError, match=f"{file}: expected whole|{file}: expected an AEDAT 3.1 header"):
-        load(name, tmp_path, 4)
+        load_both(name, tmp_path, 4)
     assert not (extract.parent / "events_np").exists()
 
 
@@ -308,16 +309,16 @@ def test_missing_recording_is_noticed(name: str, written: dict, tmp_path: Path) 
     file.unlink()
     expected = DATASETS[name].splits
     with pytest.raises(ValueError, match=rf"events_np: expected ({expected['train']} train|{expected['test']} test)"):
-        load(name, tmp_path, 2)
+        load_both(name, tmp_path, 2)
     file.write_bytes(content[:-30])
     with pytest.raises(ValueError, match=f"{file}: the recording cannot be read"):
-        load(name, tmp_path, 2)
+        load_both(name, tmp_path, 2)
     np.savez(file, t=[1, 2], x=[0, DATASETS[name].image_size], y=[0, 0], p=[0, 1])
     with pytest.raises(ValueError, match=f"{file}: the recording cannot be read .events beyond the sensor"):
-        load(name, tmp_path, 2)
+        load_both(name, tmp_path, 2)
     np.savez(file, t=[], x=[], y=[], p=[])
     with pytest.raises(ValueError, match=f"{file}: the recording cannot be read .it holds no events"):
-        load(name, tmp_path, 2)
+        load_both(name, tmp_path, 2)
     assert not (folder / "frames_2").exists()
     assert not list(folder.glob("*partial*"))
 
@@ -328,7 +329,7 @@ def test_damaged_frames_are_named(name: str, written: dict, tmp_path: Path) -> N
     file = tmp_path / "NMNIST" / "frames_3" / "train_frames.npy"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="frames_3: the train frames cannot be read .* Delete this folder"):
-        load(name, tmp_path, 3)
+        load_both(name, tmp_path, 3)
 
 
 @pytest.mark.parametrize("name", ["n-mnist"])
@@ -336,7 +337,7 @@ def test_counts_beyond_a_byte_are_kept(name: str, written: dict, tmp_path: Path)
     assert_frames(name, tmp_path, written)
     file = sorted((tmp_path / "NMNIST" / "events_np" / "train").rglob("*.npz"))[3]
     np.savez(file, t=np.arange(700), x=np.full(700, 33), y=np.full(700, 7), p=np.ones(700, dtype=int))
-    (train, _), (test, _) = load(name, tmp_path, 2)
+    (train, _), (test, _) = load_both(name, tmp_path, 2)
     assert (train.dtype, test.dtype) == (torch.int16, torch.uint8)
     assert train[3].sum() == 700
     assert train[3, :, 1, 7, 33].tolist() == [350, 350]

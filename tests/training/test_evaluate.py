@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from klif_sj import _compat, cli
 from klif_sj.models import SpikingNetwork, build_network, neuron_factory
+from klif_sj.training.classifier import recorded_rates
 from klif_sj.training.evaluate import NO_COUNTERS, Operations, count_operations, evaluate
-from klif_sj.training.module import firing_rates
 from klif_sj.training.recipe import load_recipe
 from klif_sj.training.run import TrainingRun
 
@@ -66,7 +66,8 @@ def test_batches_of_any_size_give_the_whole() -> None:
     x, labels = torch.rand(10, 1, 8, 8), torch.arange(10)
     batches = [(x[:7], labels[:7]), (x[7:], labels[7:])]
     found = evaluate(net, batches, counted_inputs=0)
-    output, rates = firing_rates(net, x)
+    with recorded_rates(net) as rates:
+        output = net(x)
     functional.reset_net(net)
     assert found.accuracy == (output.argmax(1) == labels).double().mean()
     assert len(found.accuracy_by_step) == T
@@ -100,7 +101,7 @@ def test_operations_by_hand() -> None:
     x = torch.full((2, 2, 4), 0.0)
     x[:, 0] = 0.5  # 0.5 a step: a spike at the second
     x[:, 1] = 1.5  # 1.5 a step: a spike at each
-    found = count_operations(net, x, 2)
+    found = count_operations(net, [x], 2)
     assert found is not None
     # First layer: T x inputs x 4 x 1 = 16 multiplications, 8 for each input; second: 3 spikes to 3 synapses each.
     assert found.multiply_accumulations == 8
@@ -113,7 +114,7 @@ def test_operations_by_hand() -> None:
 
 @counters
 def test_a_static_image_is_convolved_once() -> None:
-    found = count_operations(digits_network().eval(), torch.rand(5, 1, 8, 8), 5)
+    found = count_operations(digits_network().eval(), [torch.rand(5, 1, 8, 8)], 5)
     assert found is not None
     assert found.multiply_accumulations == 3 * 9 * 8 * 8 * 8  # three 3x3 convolutions of 8 channels over 8x8 pixels
     spiking = {name: count for name, count in found.synaptic_operations_by_layer.items() if "encoder" not in name}
@@ -125,7 +126,7 @@ def test_a_static_image_is_convolved_once() -> None:
 @counters
 def test_operations_do_not_depend_on_the_backend() -> None:
     x = torch.rand(5, 1, 8, 8)
-    counted = [count_operations(digits_network(backend=name).eval(), x, 5) for name in ("torch", "auto")]
+    counted = [count_operations(digits_network(backend=name).eval(), [x], 5) for name in ("torch", "auto")]
     assert counted[0] == counted[1]
     assert isinstance(counted[0], Operations)
 
@@ -136,7 +137,7 @@ def test_operations_are_the_mean_over_the_first_whole_batches() -> None:
     x, labels = torch.rand(9, 1, 8, 8), torch.zeros(9, dtype=torch.long)
     batches = list(zip(x.split(3), labels.split(3), strict=True))
     found = evaluate(net, batches, counted_inputs=4).operations
-    whole = count_operations(net, x[:6], 6)
+    whole = count_operations(net, [x[:6]], 6)
     assert found is not None
     assert whole is not None
     assert found.inputs == 6
@@ -198,7 +199,7 @@ def test_the_command_says_where_there_are_no_counters(
         ("none.ckpt", [], "there is no checkpoint"),
         ("last.ckpt", ["--batch-size=5000"], "batch_size: expected at most the 1437 training"),
         ("last.ckpt", ["--batch-size=0"], "batch_size: expected a positive integer, got 0"),
-        ("last.ckpt", ["--accelerator=gpu"], "accelerator: expected auto, cpu or cuda, got 'gpu'"),
+        ("last.ckpt", ["--accelerator=gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("last.ckpt", ["--counted-inputs=-1"], "counted_inputs: expected at least 0, got -1"),
     ],
 )

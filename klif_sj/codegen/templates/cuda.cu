@@ -3,8 +3,57 @@
 // VECTOR neighbours in memory, moved together; the widest access is 16 bytes.
 template <class E> struct alignas(sizeof(E) * VECTOR < 16 ? sizeof(E) * VECTOR : 16) Pack { E lane[VECTOR]; };
 
-template <class E> INLINE Pack<E> load_pack(const E *from) { return *reinterpret_cast<const Pack<E> *>(from); }
-template <class E> INLINE void store_pack(const Pack<E> &pack, E *to) { *reinterpret_cast<Pack<E> *>(to) = pack; }
+// Accesses that the compiler neither narrows nor moves: it would delay a load until its first use, so that a thread
+// waits for one step after the other, and store the neighbours of a step one by one.
+#ifdef __CUDACC__
+template <int BYTES> INLINE void load_bytes(const void *from, void *to) {
+    static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "of a register, or of a vector of them");
+    bits32 *word = static_cast<bits32 *>(to);
+    if constexpr (BYTES == 16)
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
+    else if constexpr (BYTES == 8)
+        asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
+    else if constexpr (BYTES == 4)
+        asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(from));
+    else
+        asm volatile("ld.global.L1::no_allocate.u16 %0, [%1];" : "=h"(*static_cast<unsigned short *>(to)) : "l"(from));
+}
+template <int BYTES> INLINE void store_bytes(const void *from, void *to) {
+    const bits32 *word = static_cast<const bits32 *>(from);
+    if constexpr (BYTES == 16)
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]));
+    else if constexpr (BYTES == 8)
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(to), "r"(word[0]), "r"(word[1]));
+    else if constexpr (BYTES == 4)
+        asm volatile("st.global.u32 [%0], %1;" :: "l"(to), "r"(word[0]));
+    else
+        asm volatile("st.global.u16 [%0], %1;" :: "l"(to), "h"(*static_cast<const unsigned short *>(from)));
+}
+#endif
+
+template <class E> INLINE Pack<E> load_pack(const E *from) {
+    constexpr int BYTES = sizeof(Pack<E>), WIDTH = BYTES < 16 ? BYTES : 16;
+    Pack<E> pack;
+    unroll<BYTES / WIDTH>([&](auto i) LAMBDA {
+        constexpr int offset = i.value * (WIDTH / sizeof(E));
+        load_bytes<WIDTH>(from + offset, &pack.lane[offset]);
+    });
+    return pack;
+}
+template <class E> INLINE void store_pack(const Pack<E> &pack, E *to) {
+    constexpr int BYTES = sizeof(Pack<E>), WIDTH = BYTES < 16 ? BYTES : 16;
+    unroll<BYTES / WIDTH>([&](auto i) LAMBDA {
+        constexpr int offset = i.value * (WIDTH / sizeof(E));
+        store_bytes<WIDTH>(&pack.lane[offset], to + offset);
+    });
+}
+
+template <class E> INLINE bits32 first_bits(const Pack<E> &pack) {
+    if constexpr (sizeof(pack) >= 4) return *reinterpret_cast<const bits32 *>(&pack);
+    else return *reinterpret_cast<const unsigned short *>(&pack);
+}
 
 typedef State States[VECTOR];
 
@@ -20,54 +69,131 @@ INLINE void load_states(const Call &call, const View &view, int segment, int64 n
     });
 }
 
+// Makes a state, with which a step begins, seem to depend on something that it should wait for.
+INLINE void start_after(const Call &call, bits32 something, real &state) {
+#ifdef __CUDACC__
+    if constexpr (sizeof(real) == 4)
+        state = as_float(as_bits(state) | something & bits32(call.neighbours >> 32));  // 0, which no compiler knows
+#endif
+}
+
+// The assembler then asks for all packs before the first step, where it would ask for one step after the other and wait
+// each time.
+template <int L> INLINE void start_after_loads(const Call &call, const Pack<io> (&packs)[L], States &states) {
+    bits32 any = 0;
+    unroll<L>([&](auto s) LAMBDA { any |= first_bits(packs[s]); });
+    unroll<VECTOR>([&](auto lane) LAMBDA { start_after(call, any, states[lane][0]); });
+}
+
 INLINE void store_state(const States &states, int j, real *to) {
     Pack<real> pack;
     unroll<VECTOR>([&](auto lane) LAMBDA { pack.lane[lane] = states[lane][j]; });
     store_pack(pack, to);
 }
 
-// A thread's place: its first neuron in turn `turn`, that neuron's channel, and whether there is one at all.
-struct Place { int64 neuron, channel; bool inside; };
+constexpr int BLOCK_SHIFT = 7;
+static_assert(BLOCK == 1 << BLOCK_SHIFT, "a block's threads");
 
-constexpr int ROW_THREADS = BLOCK / 32;  // with COLUMNS a block is 32 columns wide and ROW_THREADS rows tall
+// A thread's place: its first neuron in turn `turn`, and whether there is one at all.
+struct Place { int64 neuron; bool inside; };
 
-INLINE int64 blocks_across(const Call &call) {
-    return COLUMNS ? (call.channels + 32 * VECTOR - 1) / (32 * VECTOR) : call.channels;
+// How a block lies over the neurons. With COLUMNS it is 1 << SHIFT threads wide, as many as its channels ask for, and
+// takes as many outer positions at a time as that leaves threads for. Without, all its threads have one channel.
+struct Lie {
+    int shift;            // log2 of the threads that lie side by side
+    bits32 share, beside; // of the blocks that share a channel, and of those that lie beside each other
+};
+
+INLINE Lie lie_of(const Call &call) {
+    int shift = 0;
+    bits32 across = bits32(call.channels);
+    if (COLUMNS) {
+        const bits32 threads = (across + VECTOR - 1) / VECTOR;
+        shift = threads > 16 ? 5 : threads > 8 ? 4 : threads > 4 ? 3 : threads > 2 ? 2 : threads > 1;
+        across = (threads + (1u << shift) - 1) >> shift;
+    }
+    return {shift, blockIdx.x / across, blockIdx.x % across};
 }
 
 // With COLUMNS a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one channel,
 // whose neurons are counted through all outer positions.
-INLINE Place place_of(const Call &call, int turn) {
-    const int64 across = blocks_across(call), b = blockIdx.x;
+INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
     if (COLUMNS) {
-        const int64 column = (b % across * 32 + threadIdx.x % 32) * VECTOR;
-        const int64 position = int64(turn) * ROW_THREADS + threadIdx.x / 32, o = b / across * call.rows + position;
-        return {o * call.channels + column, column, position < call.rows && o < call.outer && column < call.channels};
+        const int row = (turn << BLOCK_SHIFT - lie.shift) + (threadIdx.x >> lie.shift);
+        const int64 column = int64((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
+        const int64 o = int64(lie.share) * int(call.rows) + row;
+        return {o * call.channels + column, row < int(call.rows) && o < call.outer && column < call.channels};
     }
-    const int64 channel = b % across, size = call.outer * call.inner;
-    const int64 n = ((b / across * call.rows + turn) * BLOCK + threadIdx.x) * VECTOR;
+    const int64 channel = lie.beside, size = call.outer * call.inner;
+    const int64 n = ((int64(lie.share) * int(call.rows) + turn) * BLOCK + threadIdx.x) * VECTOR;
     int64 o = 0, position = n;
     if (call.outer > 1) {
         o = size < 0x7fffffff ? int64(bits32(n) / bits32(call.inner)) : n / call.inner;
         position = n - o * call.inner;
     }
-    return {(o * call.channels + channel) * call.inner + position, channel, n < size};
+    return {(o * call.channels + channel) * call.inner + position, n < size};
 }
 
-// The channel whose parameters a thread's lane has.
-INLINE int64 channel_of(const Call &call, const Place &place, int lane) {
-    if (!COLUMNS) return place.channel;
-    return call.neighbours == 1 ? place.channel + lane : (place.channel + lane) / call.neighbours;
+// The channels whose parameters a thread's lanes have, as long as it does not leave its columns. One division for all.
+struct Channels { bits32 of_lane[COLUMNS ? VECTOR : 1]; };
+
+INLINE Channels channels_of(const Call &call, const Lie &lie) {
+    Channels found = {{lie.beside}};
+    if constexpr (COLUMNS) {
+        const bits32 neighbours = bits32(call.neighbours);
+        const bits32 column = ((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
+        bits32 channel = column / neighbours, beside = column % neighbours;
+        unroll<VECTOR>([&](auto lane) LAMBDA {
+            found.of_lane[lane] = channel;
+            beside++;
+            if (beside == neighbours) { beside = 0; channel++; }
+        });
+    }
+    return found;
 }
 
-INLINE int turns(const Call &call) {
-    return int(COLUMNS ? (call.rows + ROW_THREADS - 1) / ROW_THREADS : call.rows);
+// The parameters of a thread's channels. Those of a sequence of one segment stay in registers from turn to turn.
+struct Held {
+    const View &view;
+    const Channels &channels;
+    real value[COLUMNS ? VECTOR : 1][AT_LEAST_ONE(PARAMETERS)][SEGMENTS == 1 ? T : 1];
+};
+
+INLINE Held hold(const View &view, const Channels &channels) {
+    Held held = {view, channels};
+    if constexpr (SEGMENTS == 1) unroll<COLUMNS ? VECTOR : 1>([&](auto lane) LAMBDA {
+        const bits32 channel = channels.of_lane[lane] < view.channels ? channels.of_lane[lane] : 0;
+        unroll<T>([&](auto t) LAMBDA {
+            Parameters p;
+            load_parameters(view, channel, t, p);
+            unroll<PARAMETERS>([&](auto j) LAMBDA { held.value[lane][j][t] = p[j]; });
+        });
+    });
+    return held;
 }
 
+// What walk takes them from, for a lane.
+template <int LANE> INLINE auto parameters_of(const Held &held, int t0) {
+    constexpr int lane = COLUMNS ? LANE : 0;
+    return [&held, t0](auto s, Parameters &p) LAMBDA {
+        if constexpr (SEGMENTS == 1) unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = held.value[lane][j][s]; });
+        else load_parameters(held.view, held.channels.of_lane[lane], t0 + s, p);
+    };
+}
+
+INLINE int turns(const Call &call, const Lie &lie) {
+    const int log2_tall = BLOCK_SHIFT - lie.shift;
+    return COLUMNS ? (int(call.rows) + (1 << log2_tall) - 1) >> log2_tall : int(call.rows);
+}
+
+#if !BACKWARD
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
-    for (int turn = 0; turn < turns(call); turn++) {
-        const Place place = place_of(call, turn);
+    const Lie lie = lie_of(call);
+    const Channels channels = channels_of(call, lie);
+    const Held held = hold(view, channels);
+    for (int turn = 0; turn < turns(call, lie); turn++) {
+        const Place place = place_of(call, lie, turn);
         if (!place.inside) continue;
         States states;
         load_states(call, view, 0, place.neuron, states);
@@ -75,10 +201,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
             constexpr int L = length.value;
             Pack<io> packs[L];
             unroll<L>([&](auto s) LAMBDA { packs[s] = load_pack(call.x + (t0 + s) * call.x_stride + place.neuron); });
+            start_after_loads(call, packs, states);
             unroll<VECTOR>([&](auto lane) LAMBDA {
                 real x[L];
                 unroll<L>([&](auto s) LAMBDA { x[s] = load_(packs[s].lane[lane]); });
-                walk<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane]);
+                walk<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane]);
+                if constexpr (lane.value + 2 < VECTOR) start_after(call, as_bits(float(x[L - 1])), states[lane + 2][0]);
                 unroll<L>([&](auto s) LAMBDA { store_(x[s], packs[s].lane[lane]); });
             });
             unroll<L>([&](auto s) LAMBDA {
@@ -94,46 +222,49 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     }
 }
 
-#if BACKWARD
-// Sums over the threads that share a channel: over the block, or with COLUMNS over the rows of each column. The result
-// is for the threads for which keeps_sum() holds.
-INLINE real sum_of_threads(real value) {
-    __shared__ real shared[BLOCK];
-    if (!COLUMNS)
-        for (int distance = 16; distance; distance /= 2) value += __shfl_down_sync(0xffffffffu, value, distance);
-    __syncthreads();
-    shared[threadIdx.x] = value;
-    __syncthreads();
-    real sum = 0;
-    if (COLUMNS) for (int row = 0; row < ROW_THREADS; row++) sum += shared[row * 32 + threadIdx.x % 32];
-    else for (int warp = 0; warp < ROW_THREADS; warp++) sum += shared[warp * 32];
-    return sum;
-}
-
-INLINE bool keeps_sum() { return COLUMNS ? threadIdx.x < 32 : threadIdx.x == 0; }
-
-// Where the sum of gradient g of a thread's lane goes.
-INLINE real *partial_of(const Call &call, int g, int lane) {
-    const int64 across = blocks_across(call), b = blockIdx.x;
-    if (!COLUMNS) return call.partial + b * GRADS + g;
-    const int64 column = (b % across * 32 + threadIdx.x % 32) * VECTOR + lane;
-    return column < call.channels ? call.partial + (b / across * GRADS + g) * call.channels + column : nullptr;
-}
-
+#else
 constexpr int SUMS = COLUMNS ? VECTOR : 1;  // lanes share a sum where they share a channel
+constexpr int AT_A_TIME = 32;               // sums that shared memory has room for
 
-INLINE void flush(const Call &call, int g, int lane, real value, bool add) {
-    const real sum = sum_of_threads(value);
-    real *to = partial_of(call, g, lane);
-    if (keeps_sum() && to) *to = add ? *to + sum : sum;
+// Sums over the threads that share a channel, of N gradients of their lane: value(i) is a thread's own part of the i-th,
+// gradient(i) says which one it is. A fixed order, and one barrier for all of them. `again`: it is not the first call.
+template <int N, class Value, class Gradient>
+INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value, const Gradient &gradient, bool add, bool again) {
+    constexpr int PARTS = COLUMNS ? BLOCK : BLOCK / 32;
+    __shared__ real shared[N < AT_A_TIME ? AT_LEAST_ONE(N) : AT_A_TIME][PARTS];
+    unroll<(N + AT_A_TIME - 1) / AT_A_TIME>([&](auto part) LAMBDA {
+        constexpr int FIRST = part.value * AT_A_TIME, HERE = N - FIRST < AT_A_TIME ? N - FIRST : AT_A_TIME;
+        if (FIRST || again) __syncthreads();
+        unroll<HERE>([&](auto i) LAMBDA {
+            real sum = value(Constant<FIRST + i.value>());
+            if (!COLUMNS)
+                for (int distance = 16; distance; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+            if (COLUMNS) shared[i][threadIdx.x] = sum;
+            else if (threadIdx.x % 32 == 0) shared[i][threadIdx.x / 32] = sum;
+        });
+        __syncthreads();
+        for (int i = threadIdx.x; i < HERE << lie.shift; i += BLOCK) {
+            const int across = i & (1 << lie.shift) - 1, g = gradient(FIRST + (i >> lie.shift));
+            const int64 column = int64((lie.beside << lie.shift) + across) * VECTOR + lane;
+            if (COLUMNS && column >= call.channels) continue;
+            real sum = 0;
+            for (int part = across; part < PARTS; part += 1 << lie.shift) sum += shared[i >> lie.shift][part];
+            real *to = call.partial + (COLUMNS ? (int64(lie.share) * GRADS + g) * call.channels + column
+                                               : int64(blockIdx.x) * GRADS + g);
+            *to = add ? *to + sum : sum;
+        }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
     const View view = view_of(call);
+    const Lie lie = lie_of(call);
+    const Channels channels = channels_of(call, lie);
+    const Held held = hold(view, channels);
     Totals totals[SUMS] = {};
     Stepwise<SEGMENT> stepwise[SUMS] = {};
-    for (int turn = 0; turn < turns(call); turn++) {
-        const Place place = place_of(call, turn);
+    for (int turn = 0; turn < turns(call, lie); turn++) {
+        const Place place = place_of(call, lie, turn);
         States grad_states;
         unroll<STATES>([&](auto j) LAMBDA {
             Pack<real> pack = {};
@@ -150,6 +281,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                 });
                 States states;
                 load_states(call, view, segment, place.neuron, states);
+                start_after_loads(call, packs, states);
+                start_after_loads(call, grads, states);
                 unroll<VECTOR>([&](auto lane) LAMBDA {
                     constexpr int sum = COLUMNS ? lane.value : 0;
                     real x[L], grad[L];
@@ -158,24 +291,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                         x[s] = load_(packs[s].lane[lane]);
                         grad[s] = load_(grads[s].lane[lane]);
                     });
-                    walk_back<L>(view, place.neuron + lane, channel_of(call, place, lane), t0, x, states[lane], grad,
+                    walk_back<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane], grad,
                                  grad_states[lane], totals[sum], steps);
                     unroll<L>([&](auto s) LAMBDA { store_(grad[s], grads[s].lane[lane]); });
                     unroll<STEPWISE>([&](auto q) LAMBDA {
                         unroll<L>([&](auto s) LAMBDA { stepwise[sum][q][s] += steps[q][s]; });
                     });
+                    // Two neighbours at a time: their steps fill each other's waits, and all at once take registers.
+                    if constexpr (lane.value + 2 < VECTOR)
+                        start_after(call, as_bits(float(grad_states[lane][0])), states[lane + 2][0]);
                 });
                 if (call.grad_x) unroll<L>([&](auto s) LAMBDA {
                     store_pack(grads[s], call.grad_x + (t0 + s) * view.neurons + place.neuron);
                 });
             }
-            if constexpr (SEGMENTS > 1)  // no thread could hold a sum for every step of a long sequence
+            if constexpr (SEGMENTS > 1 && STEPWISE > 0)  // no thread could hold a sum for every step of a long sequence
                 unroll<SUMS>([&](auto lane) LAMBDA {
+                    flush<STEPWISE * L>(
+                        call, lie, lane, [&](auto i) LAMBDA { return stepwise[lane][i / L][i % L]; },
+                        [&](int i) LAMBDA { return TOTALS + i / L * T + t0 + i % L; }, turn > 0, true);
                     unroll<STEPWISE>([&](auto q) LAMBDA {
-                        unroll<L>([&](auto s) LAMBDA {
-                            flush(call, TOTALS + q * T + t0 + s, lane, stepwise[lane][q][s], turn > 0);
-                            stepwise[lane][q][s] = 0;
-                        });
+                        unroll<L>([&](auto s) LAMBDA { stepwise[lane][q][s] = 0; });
                     });
                 });
         });
@@ -184,32 +320,35 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                 store_state(grad_states, j, call.grad_initial[j] + place.neuron);
         });
     }
-    unroll<SUMS>([&](auto lane) LAMBDA {
-        unroll<TOTALS>([&](auto q) LAMBDA { flush(call, q, lane, totals[lane][q], false); });
-        if constexpr (SEGMENTS == 1) unroll<STEPWISE>([&](auto q) LAMBDA {
-            unroll<T>([&](auto s) LAMBDA { flush(call, TOTALS + q * T + s, lane, stepwise[lane][q][s], false); });
-        });
+    constexpr int LEFT = SEGMENTS == 1 ? GRADS : TOTALS;
+    if constexpr (LEFT > 0) unroll<SUMS>([&](auto lane) LAMBDA {
+        flush<LEFT>(
+            call, lie, lane,
+            [&](auto i) LAMBDA {
+                if constexpr (i.value < TOTALS) return totals[lane][i];
+                else return stepwise[lane][(i - TOTALS) / T][(i - TOTALS) % T];
+            },
+            [&](int i) LAMBDA { return i; }, false, lane.value > 0 || SEGMENTS > 1);
     });
 }
 
-// The second pass: the blocks' sums to one sum per gradient and channel, in a fixed order. `rows` counts the blocks
-// that share a channel. With COLUMNS a thread has its own sum, over neighbours as well, else a block has.
+// The second pass: a block adds what the blocks that share a channel, `rows` of them, have left of one gradient, in a
+// fixed order; with COLUMNS over the neighbours that share a channel as well.
 extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
-    if (COLUMNS) {
-        const int64 e = int64(blockIdx.x) * BLOCK + threadIdx.x;
-        if (e >= GRADS * (call.channels / call.neighbours)) return;
-        double sum = 0;
-        for (int64 row = 0; row < call.rows; row++)
-            for (int64 n = 0; n < call.neighbours; n++)
-                sum += call.partial[row * GRADS * call.channels + e * call.neighbours + n];
-        call.grad_parameters[e] = real(sum);
-    } else {
-        const int64 channel = blockIdx.x % call.channels, g = blockIdx.x / call.channels;
-        real value = 0;
-        for (int64 row = threadIdx.x; row < call.rows; row += BLOCK)
-            value += call.partial[(row * call.channels + channel) * GRADS + g];
-        const real sum = sum_of_threads(value);
-        if (keeps_sum()) call.grad_parameters[g * call.channels + channel] = sum;
+    __shared__ double shared[BLOCK / 32];
+    const int64 e = blockIdx.x, stride = GRADS * call.channels;
+    double sum = 0;
+    for (int64 n = 0; n < call.neighbours; n++) {
+        const real *from = call.partial + e * call.neighbours + n;
+#pragma unroll 8
+        for (int row = threadIdx.x; row < int(call.rows); row += BLOCK) sum += from[row * stride];
     }
+    for (int distance = 16; distance; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int warp = 1; warp < BLOCK / 32; warp++) sum += shared[warp];
+    constexpr int grads = AT_LEAST_ONE(GRADS);
+    call.grad_parameters[COLUMNS ? e : e % grads * call.channels + e / grads] = real(sum);
 }
 #endif

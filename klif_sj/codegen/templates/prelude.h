@@ -3,6 +3,10 @@
 #define INLINE __device__ __forceinline__
 #define DEVICE __device__
 #define LAMBDA
+#ifndef INFINITY
+#define INFINITY __uint_as_float(0x7f800000u)
+#define NAN __uint_as_float(0x7fc00000u)
+#endif
 #else
 #include <cmath>
 #include <cstdint>
@@ -61,9 +65,13 @@ INLINE float load_(float16 stored) {
 INLINE void store_(float value, float &stored) { stored = value; }
 INLINE void store_(double value, double &stored) { stored = value; }
 INLINE void store_(float value, bfloat16 &stored) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+#else
     const bits32 bits = as_bits(value);
     const bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     stored.bits = (unsigned short)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+#endif
 }
 INLINE void store_(float value, float16 &stored) {
 #ifdef __CUDACC__
@@ -134,8 +142,54 @@ FOR_BOTH(trunc_, trunc) FOR_BOTH(abs_, fabs)
 #undef FOR_BOTH
 
 #ifdef __CUDACC__
-INLINE float sigmoid_(float a) { return 1.0f / (1.0f + exp_(-a)); }
+// What the special function unit gives, within a unit in the last place or two; subnormal numbers are 0 to it.
+INLINE float approximate_reciprocal(float a) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+    return r;
+}
+INLINE float approximate_exp2(float a) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+    return r;
+}
+// The lesser and the greater of two, a itself where it is not a number.
+INLINE float at_most(float a, float limit) {
+#if __CUDA_ARCH__ >= 800
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(limit));
+    return a;
+#else
+    return a > limit ? limit : a;
 #endif
+}
+INLINE float at_least(float a, float limit) {
+#if __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(limit));
+    return a;
+#else
+    return a < limit ? limit : a;
+#endif
+}
+
+// 1 / a for a of at least 1, rounded to nearest: what the compiler's division does where neither a nor the result is
+// subnormal or beyond the range, and without its branch to the other cases. From 2^126 on the result stays 2^-126.
+INLINE float reciprocal_(float a) {
+    const float within = at_most(a, 0x1.fffffep125f), r = approximate_reciprocal(within);
+    return fmaf(r, -fmaf(within, r, -1.0f), r);
+}
+
+// Within 3 units in the last place; a sigmoid below 1e-38 stays there. e^-a is 2^(high + low), low being what rounding
+// -a / ln 2 to high left out.
+INLINE float sigmoid_(float a) {
+    const float within = at_least(a, -87.0f), high = within * -1.44269502f;
+    const float low = fmaf(within, -1.92596303e-8f, fmaf(within, -1.44269502f, -high));
+    const float power = approximate_exp2(high);
+    return reciprocal_(fmaf(power, low * 0.693147182f, power) + 1.0f);
+}
+#else
+INLINE float reciprocal_(float a) { return 1.0f / a; }
+#endif
+INLINE double reciprocal_(double a) { return 1.0 / a; }
 INLINE double sigmoid_(double a) { return 1.0 / (1.0 + exp_(-a)); }
 template <class R> INLINE R rsqrt_(R a) { return R(1) / sqrt_(a); }
 template <class R> INLINE R sign_(R a) { return R(a > R(0)) - R(a < R(0)); }

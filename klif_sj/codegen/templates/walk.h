@@ -14,12 +14,12 @@ template <bool REVERSED, class Body> INLINE void for_segments(Body &&body) {
     if (!REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
 }
 
-// Replaces the L inputs by the spikes and advances the state.
-template <int L>
-INLINE void walk(const View &view, int64 neuron, int64 channel, int t0, real (&x)[L], State &state) {
+// Replaces the L inputs by the spikes and advances the state. parameters(step, p) gives a step's.
+template <int L, class Source>
+INLINE void walk(const View &view, int64 neuron, const Source &parameters, int t0, real (&x)[L], State &state) {
     unroll<L>([&](auto s) LAMBDA {
         Parameters p;
-        load_parameters(view, channel, t0 + s, p);
+        parameters(s, p);
         step(x[s], state, p, x[s]);
         if constexpr (RECORD) unroll<STATES>([&](auto j) LAMBDA {
             view.sequences[j][(t0 + s) * view.neurons + neuron] = state[j];
@@ -30,8 +30,8 @@ INLINE void walk(const View &view, int64 neuron, int64 channel, int t0, real (&x
 #if BACKWARD
 // Recomputes the states from the one at t0, then walks back. Replaces the L gradients of the spikes by those of x, the
 // gradient of the last state by that of the first, and adds to the gradients of the parameters.
-template <int L>
-INLINE void walk_back(const View &view, int64 neuron, int64 channel, int t0, const real (&x)[L],
+template <int L, class Source>
+INLINE void walk_back(const View &view, int64 neuron, const Source &parameters, int t0, const real (&x)[L],
                       const State &first, real (&grad)[L], State &grad_state, Totals &totals, Stepwise<L> &stepwise) {
     real history[L][STATES];
     State state;
@@ -41,7 +41,7 @@ INLINE void walk_back(const View &view, int64 neuron, int64 channel, int t0, con
         if constexpr (s.value + 1 < L) {
             Parameters p;
             real spike;
-            load_parameters(view, channel, t0 + s, p);
+            parameters(s, p);
             step(x[s], state, p, spike);
         }
     });
@@ -52,7 +52,7 @@ INLINE void walk_back(const View &view, int64 neuron, int64 channel, int t0, con
         });
         Parameters p;
         real grad_p[AT_LEAST_ONE(LEARNED)];
-        load_parameters(view, channel, t0 + s, p);
+        parameters(Constant<s>(), p);
         step_backward(x[s], history[s], p, grad[s], grad_state, grad_p, grad[s]);
         unroll<TOTALS>([&](auto q) LAMBDA { totals[q] += grad_p[q]; });
         unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][s] += grad_p[TOTALS + q]; });

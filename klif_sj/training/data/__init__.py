@@ -1,16 +1,17 @@
-"""The data sets. Light to import: :mod:`.info` says what there is; what reads it loads when it is asked for."""
+"""The data sets. Light to import: :mod:`.catalogue` says what there is; what reads it loads when it is asked for."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load", "make_data"]
+if TYPE_CHECKING:
+    from .batches import DataModule
 
-NAMES = {"load": "load", "make_data": "DataModule"}
+__all__ = ["make_data"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.module"), NAMES[name])
+def make_data(*arguments: Any, **options: Any) -> DataModule:
+    """A :class:`klif_sj.training.data.batches.DataModule`, whose module needs the ``train`` extra."""
+    from .batches import DataModule
+
+    return DataModule(*arguments, **options)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import nearest
-from .info import DatasetInfo
+from .catalogue import DatasetInfo
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "crop", "cutout", "flip"]
 

@@ -16,9 +16,9 @@ import torch
 from torchvision.datasets.utils import check_integrity
 
 from ... import _compat
-from .files import locked, made_whole
+from ..atomic import locked, made_whole
+from .catalogue import DatasetInfo, find_dataset
 from .images import Split
-from .info import DatasetInfo, find_dataset
 
 __all__ = ["load_events"]
 
@@ -34,12 +34,12 @@ AEDAT3_PACKET = np.dtype(
 """The header of a packet of events; ``capacity`` events of ``size`` bytes follow it."""
 
 
-def load_events(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
-    """The training and the test set called ``name``, each recording integrated to ``time_steps`` frames.
+def load_events(name: str, root: Path, split: str, time_steps: int) -> Split:
+    """The training or the test set called ``name``, each recording integrated to ``time_steps`` frames.
 
     A recording's events are divided into ``time_steps`` runs of the same number; a frame counts the events of a run by
-    polarity and pixel. The counts are kept in ``root/FOLDER/frames_T`` in the smallest integer that holds them, and are
-    mapped into memory from there.
+    polarity and pixel. The counts of both sets are kept in ``root/FOLDER/frames_T`` in the smallest integer that holds
+    them, and are mapped into memory from there.
 
     :raises ValueError: for a broken file, naming it
     :raises FileNotFoundError: for a data set that is not there, saying what to put where
@@ -58,7 +58,7 @@ def load_events(name: str, root: Path, time_steps: int) -> tuple[Split, Split]:
                 _convert(recordings, folder)
             if not frames.is_dir():
                 _integrate(info, _splits(info, events), frames, time_steps)
-    return _read_frames(info, frames, "train"), _read_frames(info, frames, "test")
+    return _read_frames(info, frames, split)
 
 
 def _check_archives(info: DatasetInfo, reader: Any, folder: Path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from .files import locked, require_size
-from .info import find_dataset
+from ..atomic import locked
+from .catalogue import find_dataset
 
 __all__ = ["Split", "load_images"]
 
@@ -34,32 +34,34 @@ CIFAR_BINARY: dict[str, tuple[int, dict[str, list[str]]]] = {
 """The bytes of labels in a record, the last of which is the class, and the files of either split."""
 
 
-def load_images(name: str, root: Path) -> tuple[Split, Split]:
-    """The training and the test set called ``name``.
+def load_images(name: str, root: Path, split: str) -> Split:
+    """The training or the test set called ``name``.
 
+    :param split: ``'train'`` or ``'test'``, of which the other is not read
     :raises ValueError: for a broken file, naming it
     :raises FileNotFoundError: for a data set that is not there and cannot be downloaded
     """
     if name == "digits":
-        return _digits()
+        return _digits(split)
     if name in CIFAR_BINARY and (root / find_dataset(name).folder).is_dir():
-        return _cifar_binary(name, root, "train"), _cifar_binary(name, root, "test")
+        return _cifar_binary(name, root, split)
     if name in CIFAR_BINARY:
-        return _cifar_python(name, root)
-    return _mnist(name, root)
+        return _cifar_python(name, root, split)
+    return _mnist(name, root, split)
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits(split: str) -> Split:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; a fixed fifth of each class is the test set."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
     train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    return (images[train], labels[train]), (images[test], labels[test])
+    rows = train if split == "train" else test
+    return images[rows], labels[rows]
 
 
-def _mnist(name: str, root: Path) -> tuple[Split, Split]:
-    """The official split of an MNIST-like set, from its four files."""
+def _mnist(name: str, root: Path, split: str) -> Split:
+    """One part of the official split of an MNIST-like set, from its two files."""
     info, reader = find_dataset(name), TORCHVISION[name]
     folder = root / info.folder
     # Torchvision's order: training images and labels, test images and labels.
@@ -67,24 +69,19 @@ def _mnist(name: str, root: Path) -> tuple[Split, Split]:
     if not all(file.is_file() for file in files):
         names = ", ".join(file.name for file in files)
         _download(name, root, f"{folder}: put {names} there, which {reader.mirrors[0]} has as .gz files.")
-    for split, images, labels in (("train", *files[:2]), ("test", *files[2:])):
-        require_size(images, 16 + info.splits[split] * info.image_size**2)
-        require_size(labels, 8 + info.splits[split])
-    return _read_mnist(name, root, train=True), _read_mnist(name, root, train=False)
-
-
-def _read_mnist(name: str, root: Path, train: bool) -> Split:
-    info = find_dataset(name)
+    images, labels = files[:2] if split == "train" else files[2:]
+    _require_size(images, 16 + info.splits[split] * info.image_size**2)
+    _require_size(labels, 8 + info.splits[split])
     try:
-        split = TORCHVISION[name](str(root), train=train)
-        if split.data.shape[1:] != (info.image_size, info.image_size) or split.targets.max() >= info.classes:
-            raise ValueError(f"images of {tuple(split.data.shape[1:])} pixels, labels up to {split.targets.max()}")
+        found = reader(str(root), train=split == "train")
+        if found.data.shape[1:] != (info.image_size, info.image_size) or found.targets.max() >= info.classes:
+            raise ValueError(f"images of {tuple(found.data.shape[1:])} pixels, labels up to {found.targets.max()}")
     except Exception as error:  # torchvision meets a broken file with whatever its parser stumbles over
         raise ValueError(
-            f"{root / info.folder}: the {'train' if train else 't10k'} files cannot be read ({error}). "
+            f"{folder}: the {'train' if split == 'train' else 't10k'} files cannot be read ({error}). "
             "Delete them and run again to download them"
         ) from error
-    return split.data.unsqueeze(1), split.targets
+    return found.data.unsqueeze(1), found.targets
 
 
 def _cifar_binary(name: str, root: Path, split: str) -> Split:
@@ -98,7 +95,7 @@ def _cifar_binary(name: str, root: Path, split: str) -> Split:
             raise FileNotFoundError(
                 f"{file} is missing from {info.title}'s binary version. Unpack the archive from {info.home} again"
             )
-        require_size(file, info.splits[split] // len(files[split]) * (label_bytes + pixels))
+        _require_size(file, info.splits[split] // len(files[split]) * (label_bytes + pixels))
         records = torch.from_numpy(np.fromfile(file, dtype=np.uint8)).view(-1, label_bytes + pixels)
         classes = records[:, label_bytes - 1].long()
         if classes.max() >= info.classes:
@@ -111,7 +108,7 @@ def _cifar_binary(name: str, root: Path, split: str) -> Split:
     return torch.cat(images), torch.cat(labels)
 
 
-def _cifar_python(name: str, root: Path) -> tuple[Split, Split]:
+def _cifar_python(name: str, root: Path, split: str) -> Split:
     """Torchvision's files, which are pickles: opened only where their MD5 is the published one."""
     info, reader = find_dataset(name), TORCHVISION[name]
     folder = root / reader.base_folder
@@ -126,9 +123,17 @@ def _cifar_python(name: str, root: Path) -> tuple[Split, Split]:
                 f"{file}: expected the file of {info.title} whose MD5 is {md5}; this one is truncated or corrupt. "
                 "Delete it and run again to download it"
             )
-    splits = (reader(str(root), train=train) for train in (True, False))
-    train, test = ((torch.from_numpy(split.data).permute(0, 3, 1, 2), torch.tensor(split.targets)) for split in splits)
-    return train, test
+    found = reader(str(root), train=split == "train")
+    return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+
+
+def _require_size(file: Path, size: int) -> None:
+    """:raises ValueError: for a file of another size, naming it"""
+    if file.stat().st_size != size:
+        raise ValueError(
+            f"{file}: expected {size} bytes, got {file.stat().st_size}; the file is truncated or another's. "
+            "Delete it and get it again"
+        )
 
 
 def _download(name: str, root: Path, missing: str) -> None:

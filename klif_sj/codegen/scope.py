@@ -1,0 +1,421 @@
+"""The stand-in for ``self`` on which a neuron's methods run while a step is traced, and the record of what they read.
+
+Nothing of the neuron itself is touched: a read goes through :class:`Scope`, which gives tensors of the trace for states
+and parameters and notes every other value in :class:`Reads`; a write stays in the scope. So a traced step is known to
+depend on what it read and on nothing else. A setting may be an attribute of the neuron, of a nested module or of any
+other object that it holds, of a class, or a global or closed-over variable of a method.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import enum
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter, itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .trace import StepTraceError, at, caller
+
+PLAIN = (
+    bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType, range, slice, enum.Enum, np.generic,
+    torch.dtype, torch.device, torch.layout, torch.memory_format, types.ModuleType,
+)  # fmt: skip
+"""Types of values that cannot change, so that they are compared as they are."""
+
+CONTAINERS = (tuple, list, dict, set, frozenset)
+
+CALLABLES = (
+    types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, type, functools.partial, np.ufunc,
+    torch.jit.ScriptFunction, torch._ops.OpOverload, torch._ops.OpOverloadPacket,
+)  # fmt: skip
+"""Types of callables that are compared by identity."""
+
+_FIXED_MODULES = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
+"""Packages whose globals are taken for constants."""
+
+_ABSENT = object()
+
+
+class Effective:
+    """The effective parameters of one time step, read as attributes by a neuron's equations."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no effective parameter {name!r}; effective_parameters() is to return it")
+        return self._values[name]
+
+
+class Scope:
+    """``self`` of one step: names in ``values`` come first, then the attributes of ``owner``, which are noted.
+
+    :param owner: a neuron, or an object that it holds at ``path``
+    :param values: states, parameters and what the step writes, by dotted name
+    :param states: the names that a step may write
+    :param reads: where reads are noted
+    """
+
+    __slots__ = ("_scope_owner", "_scope_path", "_scope_reads", "_scope_states", "_scope_values")
+
+    def __init__(
+        self, owner: Any, values: dict[str, Any], states: tuple[str, ...], reads: Reads, path: str = ""
+    ) -> None:
+        for name, value in zip(Scope.__slots__, (owner, path, reads, states, values), strict=True):
+            object.__setattr__(self, name, value)
+        reads.note_class(path, type(owner))
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The owner's class, so that ``super()`` and ``isinstance`` take the scope for the owner."""
+        return type(self._scope_owner)
+
+    def __getattr__(self, name: str) -> Any:
+        owner, key, reads = self._scope_owner, self._scope_path + name, self._scope_reads
+        if key in self._scope_values:
+            value = self._scope_values[key]
+            if key not in self._scope_states and isinstance(value, Tensor):
+                reads.tensors[key] = None
+            return value
+        if name == "__dict__":
+            raise StepTraceError(f"it reads all attributes of {type(owner).__name__} at once; read them by name")
+        member = next((base.__dict__[name] for base in type(owner).__mro__ if name in base.__dict__), None)
+        if isinstance(member, property | functools.cached_property):
+            function = member.fget if isinstance(member, property) else member.func
+            reads.note_method(type(owner), name, self._scope_path)
+            return function(self)  # type: ignore[misc]
+        own = getattr(owner, "__dict__", {})
+        if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in own:
+            reads.note_method(type(owner), name, self._scope_path)
+            return member.__get__(self, type(owner))
+        try:
+            value = getattr(owner, name)
+        except AttributeError:
+            reads.note_absence(key)
+            raise
+        return self._wrap(key, value)
+
+    def _wrap(self, key: str, value: Any) -> Any:
+        """What the step gets for a value of the owner, which is noted unless it is a tensor."""
+        reads = self._scope_reads
+        if isinstance(value, Tensor):
+            return value  # one of the trace's own would be in values: the tracer refuses to compute with this one
+        if isinstance(value, types.MethodType):
+            owner = Scope(value.__self__, self._scope_values, (), reads, f"{key}.__self__.")
+            return types.MethodType(value.__func__, owner)
+        if isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
+            return reads.note(key, value)
+        if hasattr(value, "__dict__"):
+            return Scope(value, self._scope_values, (), reads, f"{key}.")
+        raise StepTraceError(
+            f"it reads {key!r}, of type {type(value).__name__}, whose changes cannot be seen; keep numbers there, or "
+            "tensors that are registered as parameters or buffers"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self._scope_states:
+            raise StepTraceError(
+                f"it sets {self._scope_path + name!r}, which is no state; name it in `states` if the next step reads "
+                f"it, else use a local variable{at(caller())}"
+            )
+        self._scope_values[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        raise StepTraceError(f"it deletes {self._scope_path + name!r}{at(caller())}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        owner = self._scope_owner
+        if not isinstance(owner, nn.Module):
+            self._scope_reads.note_method(type(owner), "__call__", self._scope_path)
+            return type(owner).__call__(self, *args, **kwargs)
+        if owner._forward_hooks or owner._forward_pre_hooks or owner._backward_hooks or owner._backward_pre_hooks:
+            raise StepTraceError(f"hooks are registered on {self._scope_path.rstrip('.')!r}, which no kernel can run")
+        return self.forward(*args, **kwargs)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = self._scope_owner[index]
+        return self._wrap(f"{self._scope_path}{index}", item)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._scope_owner)
+
+
+class Reads:
+    """What the trace of a step read of a neuron and its surroundings, with the values that it found."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, None] = {}
+        """The neuron's own parameters and buffers that were read, by dotted name, in order."""
+        self._settings: dict[str, Any] = {}
+        self._kinds: dict[str, type] = {}
+        self._given: list[tuple[str, Any]] = []  # containers handed to the step, which must come back as they were
+        self._absent: set[str] = set()
+        self._classes: dict[type, dict[str, Any]] = {}
+        self._variables: list[tuple[Callable[[], Any], Any]] = []
+        self._analysed: set[types.CodeType] = set()
+
+    # Noting, while a step is traced.
+
+    def note(self, key: str, value: Any) -> Any:
+        """Note a setting by its dotted name, and return what the step gets: a copy of what could be changed."""
+        self._settings[key], self._kinds[key] = _comparable(value, key), type(value)
+        if isinstance(value, types.FunctionType):
+            self._analyse(value)
+        if isinstance(value, functools.partial):
+            self._analyse(value.func)
+        if not isinstance(value, (list, dict, set, np.ndarray)):
+            return value
+        given = copy.deepcopy(value)
+        self._given.append((key, given))
+        return given
+
+    def note_class(self, path: str, cls: type) -> None:
+        self._settings[f"{path}__class__"], self._kinds[f"{path}__class__"] = _Same(cls), type(cls)
+
+    def note_absence(self, key: str) -> None:
+        self._absent.add(key)
+
+    def note_method(self, cls: type, name: str, path: str) -> None:
+        """Note a method, and every definition of it along the class's bases, as the first may call the others."""
+        key, found = f"{path}__class__.{name}", getattr(cls, name)
+        bound = isinstance(found, types.MethodType)  # of a class: made anew by every read, and equal
+        self._settings[key], self._kinds[key] = found if bound else _Same(found), type(found)
+        for base in cls.__mro__:
+            member = base.__dict__.get(name)
+            if member is None or _is_fixed(base.__module__) or name in self._classes.get(base, ()):
+                continue
+            self._classes.setdefault(base, {})[name] = member
+            for function in _functions_of(member):
+                self._analyse(function, cls)
+
+    def _analyse(self, function: Any, cls: type | None = None) -> None:
+        """Note the globals, the closed-over variables and, where it asks for its class, the class attributes."""
+        function = _unwrapped(function)
+        if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
+            return
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        self._analyse_code(function.__code__, function, cells, cls)
+
+    def _analyse_code(
+        self, code: types.CodeType, function: types.FunctionType, cells: Mapping[str, Any], cls: type | None
+    ) -> None:
+        if code in self._analysed:
+            return
+        self._analysed.add(code)
+        if cls is not None and "__class__" in code.co_names:
+            for base in cls.__mro__:
+                plain = {n: v for n, v in vars(base).items() if isinstance(v, PLAIN) and not n.startswith("__")}
+                if plain and not _is_fixed(base.__module__):
+                    self._classes.setdefault(base, {}).update(plain)
+        instructions = list(dis.get_instructions(code))
+        for position, instruction in enumerate(instructions):
+            name = instruction.argval
+            if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                raise StepTraceError(f"{code.co_name} sets the global {name!r}, which a kernel would do once at most")
+            if instruction.opname == "STORE_DEREF" and name in cells:
+                raise StepTraceError(f"{code.co_name} sets the variable {name!r} of the function around it")
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
+                read: Callable[[], Any] = functools.partial(function.__globals__.get, name, _ABSENT)
+            elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
+                read = functools.partial(_contents, cells[name])
+            else:
+                continue
+            attributes = []
+            for following in instructions[position + 1 :]:
+                if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+                    break
+                attributes.append(following.argval)
+            self._note_variable(read, attributes)
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._analyse_code(constant, function, cells, cls)
+
+    def _note_variable(self, read: Callable[[], Any], attributes: list[str]) -> None:
+        """Note a variable of a method, or the value that a chain of attributes leads to from there."""
+        value, path = read(), []
+        for attribute in attributes:
+            if isinstance(value, (*PLAIN, *CONTAINERS, Tensor)) and not isinstance(value, types.ModuleType):
+                break
+            if _is_fixed(_home(value)):
+                return
+            value = getattr(value, attribute, _ABSENT)
+            path.append(attribute)
+        if isinstance(value, (types.ModuleType, Tensor)) or value is _ABSENT:
+            return
+        if isinstance(value, CALLABLES):
+            if isinstance(value, type) or _is_fixed(_home(value)):
+                return
+            self._analyse(value)
+        if path:
+            read = functools.partial(_follow, read, attrgetter(".".join(path)))
+        if not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
+            if not hasattr(value, "__dict__"):
+                return
+            read = functools.partial(_follow, read, _plain_attributes)
+            value = _plain_attributes(value)
+        self._variables.append((read, _comparable(value, ".".join(path) or "a variable", hold=True)))
+
+    def refuse_side_effects(self) -> None:
+        """:raises StepTraceError: where the step has changed a container that it read"""
+        for key, given in self._given:
+            if not self._settings[key] == given:
+                raise StepTraceError(f"it changes {key!r} in place, which a kernel would do once at most")
+
+    # Comparing, in every call.
+
+    @functools.cached_property
+    def _read(self) -> tuple[Callable[[Any], Any], tuple[Any, ...], tuple[type, ...]]:
+        """What reads all settings of a neuron at once, what was found, and the types: 1, 1.0 and True are equal."""
+        names = (*self._settings, "__class__")  # at least two, so that attrgetter gives a tuple
+        return attrgetter(*names), tuple(map(self._settings.get, names)), tuple(map(self._kinds.__getitem__, names))
+
+    @functools.cached_property
+    def _members(self) -> list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]]:
+        """Of every class: its dictionary, what reads the noted members, and what was found."""
+        found: list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]] = []
+        for cls, members in self._classes.items():
+            names = (*members, next(iter(members)))
+            found.append((cls.__dict__, itemgetter(*names), tuple(members[name] for name in names)))
+        return found
+
+    def hold(self, owner: Any) -> bool:
+        """Whether everything that was read is still the same, for this neuron."""
+        read, values, kinds = self._read
+        try:
+            found = read(owner)
+            if values != found or kinds != tuple(map(type, found)):
+                return False
+            for attributes, get, members in self._members:
+                if get(attributes) != members:
+                    return False
+            return all(noted == get() for get, noted in self._variables) and not (
+                self._absent and any(_has(owner, key) for key in self._absent)
+            )
+        except (AttributeError, KeyError, ValueError):  # something is gone
+            return False
+
+    def constants(self) -> list[tuple[str, Any]]:
+        """The numbers and strings that were read, by dotted name: what a compiled graph is guarded by."""
+        return [(k, v) for k, v in self._settings.items() if isinstance(v, bool | int | float | str | types.NoneType)]
+
+
+class _Same:
+    """Equals one object, which it does not keep alive."""
+
+    def __init__(self, value: Any) -> None:
+        try:
+            self._value: Callable[[], Any] = weakref.ref(value)
+        except TypeError:
+            self._value = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return self._value() is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Array:
+    """Equals an array of the same type, shape and values."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._value = value.copy()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is np.ndarray and other.dtype == self._value.dtype and np.array_equal(other, self._value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _comparable(value: Any, key: str, hold: bool = False) -> Any:
+    """A copy that equals the value as long as it would trace the same; functions are compared by identity.
+
+    :param hold: whether a function may be kept alive, as those of modules may
+
+    :raises StepTraceError: for a container that holds what cannot be compared
+    """
+    if isinstance(value, np.ndarray):
+        return _Array(value)
+    if isinstance(value, PLAIN) or value is _ABSENT:
+        return value
+    if isinstance(value, CALLABLES):
+        return value if hold else _Same(value)
+    if isinstance(value, dict):
+        return {name: _comparable(item, f"{key}[{name!r}]", hold) for name, item in value.items()}
+    if isinstance(value, tuple):
+        items = [_comparable(item, f"{key}[{index}]", hold) for index, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [_comparable(item, f"{key}[{index}]", hold) for index, item in enumerate(value)]
+    if isinstance(value, set | frozenset):
+        return copy.copy(value)
+    raise StepTraceError(
+        f"it reads {key}, a {type(value).__name__} in a container, whose changes cannot be seen; register modules in "
+        "an nn.ModuleList and tensors as parameters or buffers"
+    )
+
+
+def _plain_attributes(value: Any) -> dict[str, Any]:
+    """The settings of an object that a method reaches through a global or closed-over variable."""
+    found = {n: v for n, v in vars(value).items() if isinstance(v, (*PLAIN, np.ndarray)) and n != "training"}
+    for name, module in getattr(value, "_modules", {}).items():
+        found |= {f"{name}.{n}": v for n, v in _plain_attributes(module).items()}
+    return found
+
+
+def _functions_of(member: Any) -> list[Any]:
+    """The functions behind a class's method, property or cached property."""
+    if isinstance(member, property):
+        return [member.fget]
+    if isinstance(member, functools.cached_property):
+        return [member.func]
+    return [getattr(member, "__func__", member)]
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function that decorators such as functools.wraps leave underneath."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _home(value: Any) -> str | None:
+    """The module that a module, class or function is or comes from; empty for any other object."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    return getattr(value, "__module__", None) if isinstance(value, CALLABLES) else ""
+
+
+def _is_fixed(module: str | None) -> bool:
+    return module is None or module.partition(".")[0] in _FIXED_MODULES
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet set
+        return _ABSENT
+
+
+def _follow(read: Callable[[], Any], get: Callable[[Any], Any]) -> Any:
+    return get(read())
+
+
+def _has(owner: Any, key: str) -> bool:
+    try:
+        attrgetter(key)(owner)
+    except AttributeError:
+        return False
+    return True

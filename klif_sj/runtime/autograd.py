@@ -1,0 +1,178 @@
+"""Running a program from eager code: one autograd function, and the direct way round torch's dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..codegen.program import Program
+from . import op
+from .op import Gradients, Outputs, unlisted
+
+NO_TRANSFORMS = (
+    "fused kernels have no rules for torch.func's transforms (grad, vmap, ...) and for batched gradients; use "
+    "torch.autograd one gradient at a time, or backend='torch', whose rules are those of the surrogate"
+)
+
+
+def run(
+    program: Program | str, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], channel_dim: int | None, learns: bool, record: bool, final: bool,
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
+    """Run a program over a sequence: spikes, final states where they are wanted, and recorded states.
+
+    :param program: the program; its text while torch.compile traces
+    :param x_seq: the input current ``[T, N, *]``, in any dense layout
+    :param initial: states ``[N, *]`` to start from, in the dtype of states; or empty
+    :param initial_value: where ``initial`` is empty, the number that each state starts from
+    :param parameters: of the program, in its order: scalars, ``[C]``, ``[T]`` or ``[T, C]``
+    :param channel_dim: the dimension of a step that channels lie along
+    :param learns: whether anything asks for a gradient
+    :param record: whether the states at every step are wanted
+    :param final: whether the final states are wanted
+
+    :raises RuntimeError: within torch.func's transforms, for which kernels have no rules
+    """
+    checkpoints = (x_seq.shape[0] - 1) // _segment(op.target_of(x_seq), program) if learns else 0
+    rest = initial, initial_value, parameters, channel_dim, checkpoints, record, final
+    ends = (len(initial) + len(initial_value)) * final
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        text = program if isinstance(program, str) else program.text
+        spikes, found, _, sequences = unlisted(torch.ops.klif_sj.forward(text, x_seq, *rest), ends)
+        return spikes, found, sequences
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(NO_TRANSFORMS)
+    if isinstance(program, str):
+        program = Program.decode(program)
+    if not learns and forward_ad._current_level < 0:
+        spikes, found, _, sequences = _forward(program, x_seq, *rest)
+        return spikes, found, sequences
+    # One argument for all that is no tensor, as torch looks at each.
+    settings = program, len(initial), initial_value, channel_dim, checkpoints, record, final
+    spikes, *others = _Scan.apply(settings, x_seq, *initial, *parameters)
+    return spikes, others[:ends], others[ends:]
+
+
+def _segment(target: Any, program: Program | str) -> int:
+    steps: int = target.segment(Program.decode(program) if isinstance(program, str) else program)
+    return steps
+
+
+_segment._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class _Scan(torch.autograd.Function):
+    """What ``register_autograd`` does for the forward operator, at a fraction of its cost a call."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        program, n_initial, initial_value, channel_dim, checkpoints, record, final = settings
+        # Those that torch hands on: it tells the graph's inputs by them.
+        initial, parameters = tensors[:n_initial], tensors[n_initial:]
+        spikes, ends, saved, sequences = _forward(
+            program, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
+        )
+        ctx.set_materialize_grads(False)
+        ctx.settings, ctx.ends = settings, len(ends)
+        ctx.save_for_backward(as_it_is_now(x_seq.detach()), saved, *tensors)
+        return spikes, *ends, *sequences
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        program, n_initial, initial_value, channel_dim, *_ = ctx.settings
+        try:
+            saved = ctx.saved_tensors  # once: activation checkpointing computes them again
+        except RuntimeError as error:
+            if "inplace" in str(error):
+                raise RuntimeError(f"{program.neuron}: its input was changed in place afterwards. {error}") from error
+            raise
+        x_seq, checkpoints, *tensors = saved
+        ends = 1 + ctx.ends
+        grad_x, grad_initial, found = _backward(
+            program, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grads[0],
+            grads[1:ends], grads[ends:], channel_dim, ctx.needs_input_grad[1],
+        )  # fmt: skip
+        gradients = iter(found)
+        grad_parameters = [next(gradients) if p.learned else None for p in program.parameters]
+        return None, grad_x, *grad_initial, *grad_parameters
+
+
+def as_it_is_now(x_seq: Tensor) -> Tensor:
+    """x as it is when the neuron reads it, for the gradient: a change in place afterwards makes a copy.
+
+    Memory is shared until then (torch's copy-on-write storages). Where torch cannot share it, a change in place is
+    an error in the backward pass.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(x_seq) is not Tensor
+        or (x_seq.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
+        return x_seq
+    try:
+        return torch._lazy_clone(x_seq)
+    except (AttributeError, RuntimeError):
+        return x_seq
+
+
+# The direct way round the dispatcher. A layer's forward and backward pass take about 130 us less on a CPU when the
+# operators' implementations are called themselves, so that is done where nobody watches operators.
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def _unwatched(x_seq: Tensor, *others: Tensor | None) -> bool:
+    """Whether nobody minds that an operator's implementation is called itself.
+
+    A subclass of Tensor has its own idea of an operator, and perhaps no memory.
+    """
+    watched = (
+        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state()
+    )
+    return not watched and _PLAIN.issuperset(map(type, (x_seq, *others))) and (x_seq.is_cpu or x_seq.is_cuda)
+
+
+def _forward(
+    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
+) -> Outputs:  # fmt: skip
+    """The forward operator, below autograd."""
+    rest = initial, initial_value, parameters, channel_dim, checkpoints, record, final
+    if _unwatched(x_seq, *initial, *parameters):
+        return op.forward(program, x_seq, *rest)
+    with torch._C._AutoDispatchBelowAutograd():
+        found = torch.ops.klif_sj.forward(program.text, x_seq, *rest)
+    spikes, ends, saved, sequences = unlisted(found, (len(initial) + len(initial_value)) * final)
+    # As without a watcher: activation checkpointing counts what is saved, and may watch but one of two passes.
+    return spikes, ends, saved if checkpoints else None, sequences
+
+
+def _backward(
+    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
+    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
+) -> Gradients:  # fmt: skip
+    """The backward operator: below autograd, except with ``create_graph``, where its own refuses a derivative."""
+    tensors = *initial, *parameters, grad_spikes, *grad_final, *grad_sequences
+    if not torch.is_grad_enabled() and _unwatched(x_seq, *tensors):
+        try:
+            return op.backward(
+                program, x_seq, initial, initial_value, parameters, checkpoints, grad_spikes, grad_final,
+                grad_sequences, channel_dim, need_x,
+            )  # fmt: skip
+        except NotImplementedError as error:  # a batch of gradients has no memory
+            raise RuntimeError(NO_TRANSFORMS) from error
+    saved = x_seq.new_empty(0) if checkpoints is None else checkpoints
+    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+        found = iter(
+            torch.ops.klif_sj.backward(
+                program.text, x_seq, initial, initial_value, parameters, saved, grad_spikes, grad_final,
+                grad_sequences, channel_dim, need_x,
+            )
+        )  # fmt: skip
+    return next(found) if need_x else None, [next(found) for _ in initial], list(found)

@@ -1,0 +1,89 @@
+"""NVRTC: CUDA source to what a driver loads, by CuPy's binding and with the options that are given, no others.
+
+CuPy's own compiler would flush subnormal numbers, look for headers that no kernel includes, and repeat an option, which
+NVRTC before 12.9 refuses.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from . import cache
+from .cache import CompilerError
+
+
+@functools.cache
+def binding() -> Any:
+    """CuPy's binding of NVRTC.
+
+    :raises CompilerError: if CuPy is not there, or finds no NVRTC
+    """
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:
+        raise CompilerError(
+            f"CuPy cannot use NVRTC ({type(error).__name__}: {error}); install the CuPy for your torch's CUDA, which "
+            "brings NVRTC, or NVRTC itself: pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 for CUDA 12)"
+        ) from error
+    return nvrtc
+
+
+def version() -> str:
+    return ".".join(map(str, binding().getVersion()))
+
+
+def target(architecture: int) -> str:
+    """What to compile for: the machine code of a GPU (90: compute capability 9.0) where NVRTC knows it. For one that is
+    newer, PTX of the newest before it, which the driver translates.
+
+    :raises CompilerError: for a GPU that is older than all that NVRTC knows
+    """
+    known = binding().getSupportedArchs()
+    if architecture in known:
+        return f"sm_{architecture}"
+    older = [other for other in known if other < architecture]
+    if not older:
+        raise CompilerError(
+            f"expected a GPU of compute capability {min(known) / 10} or newer for NVRTC {version()}, got one of "
+            f"{architecture / 10}; install CuPy for an older CUDA"
+        )
+    return f"compute_{max(older)}"
+
+
+def image(source: str, architecture: int, options: tuple[str, ...]) -> bytes:
+    """Machine code or PTX, from the folder of compiled kernels if it is there."""
+    options = (f"--gpu-architecture={target(architecture)}", *options)
+
+    def build(folder: Path) -> Path:
+        built = folder / "image"
+        built.write_bytes(compiled(source, options))
+        return built
+
+    return cache.content(cache.kept(cache.name_of(".cubin", source, version(), *options), build))
+
+
+def compiled(source: str, options: tuple[str, ...]) -> bytes:
+    """Compile: machine code for an architecture ``sm_*``, PTX for ``compute_*``.
+
+    :raises CompilerError: with NVRTC's log and the numbered source, if it does not compile
+    """
+    nvrtc = binding()
+    program = nvrtc.createProgram(source, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        if any("=compute_" in option for option in options):
+            ptx: bytes = nvrtc.getPTX(program)
+            return ptx
+        return nvrtc.getCUBIN(program) + b"\0"  # the binding takes the last byte for the end of a string
+    except nvrtc.NVRTCError as error:
+        numbered = "\n".join(f"{number:4} {line}" for number, line in enumerate(source.splitlines(), 1))
+        raise CompilerError(
+            f"NVRTC {version()} refused a generated kernel ({error}), options {' '.join(options)}.\n"
+            f"{nvrtc.getProgramLog(program)}\n{numbered}"
+        ) from error
+    finally:
+        nvrtc.destroyProgram(program)

@@ -1,0 +1,220 @@
+"""swap_neurons: other neurons into an existing network."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _compat
+from .hooks import carry_hooks
+from .neuron_settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
+from .places import Found, Place, Survey, survey
+from .swap_report import SwapReport, SwapRow
+from .translate import Entry, check_overrides, translate
+
+Selector = type | str | Callable[[str, nn.Module], bool]
+
+DEFAULT = tuple(cls for classes in KINDS.values() for cls in classes)
+NEURON_NAMES = {cls.__name__ for cls in (*DEFAULT, *SPIKING_NEURONS.values())}
+
+
+def swap_neurons(
+    net: nn.Module,
+    neuron: type[nn.Module],
+    *,
+    match: Selector | Iterable[Selector] | None = None,
+    skip: Selector | Iterable[Selector] | None = None,
+    keep: bool = True,
+    dry_run: bool = False,
+    **overrides: Any,
+) -> SwapReport:
+    """Replace the spiking neurons of a network, in place, by neurons of another class.
+
+    The new neurons are set as the old ones were: tau (also one that PLIF has learned), v_threshold, v_reset,
+    decay_input, detach_reset, the surrogate (the same object, or a copy for every neuron where it has parameters),
+    step_mode, store_v_seq, backend, training mode, device, dtype and hooks. What the new neuron has no place for, and
+    what means something else to it, is in the report.
+
+    A neuron is swapped wherever the network refers to it: in a container, an attribute, a plain list, tuple or dict;
+    one that is shared stays shared. Swap before you build the optimizer, which else does not see the new parameters.
+    States are not carried over: the new neurons start from their reset values.
+
+    :param net: the network, which itself is no neuron
+    :param neuron: the new class: ours, your own ``FusedNode``, or one of SpikingJelly's
+    :param match: what to swap: classes (and what derives from them), patterns of paths such as ``"layer1.*"``, or
+        predicates ``(path, neuron) -> bool``, one or several. None: SpikingJelly's IF, LIF, ParametricLIF, KLIF,
+        GatedLIF and ComplementaryLIF, and our KLIF, CLIF and GLIF; not what derives from them, as it may compute
+        something else.
+    :param skip: what not to swap, in the same words
+    :param keep: False leaves what the new neurons compute to their defaults and the overrides; how they run (step mode,
+        backend, device, hooks, ...) is kept all the same
+    :param dry_run: only report
+    :param overrides: arguments of the new class's constructor; ``k=1`` stands for ``init_k=1``, if there is no ``k``
+    :return: the report, whose ``undo()`` puts the old neurons back
+
+    :raises TypeError: for a class that is no neuron, an override that the new neuron does not know
+    :raises ValueError: if nothing matches, or a pattern does not; for a network that is a neuron itself, is on the meta
+        device, or has a neuron within a TorchScript module; for a setting that the new neuron refuses
+
+    Everything is checked before anything is changed.
+    """
+    if not can_be_built(neuron):
+        raise TypeError(f"expected a class of spiking neurons to put into the network, got {neuron!r}")
+    checked = check_overrides(neuron, overrides)
+    _check_network(net)
+    found = survey(net, lambda module: is_neuron_class(type(module)))
+    chosen, left_alone = _choose(net, found, match, skip)
+    new: dict[int, nn.Module] = {}
+    rows = []
+    with torch.random.fork_rng(devices=[]) if dry_run else nullcontext():
+        for key, item in chosen.items():
+            try:
+                new[key], entries = translate(item.neuron, neuron, checked, keep, like=item.reference)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{item.paths[0]} ({type(item.neuron).__name__}): {error}") from error
+            rows.append(_finish(item, new[key], entries, install=not dry_run))
+    report = SwapReport(tuple(rows), left_alone, dry_run)
+    if not dry_run:
+        report._undo = _install(net, found, new)
+    return report
+
+
+def _check_network(net: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"expected a network, got {net!r}")
+    if is_neuron_class(type(net)):
+        raise ValueError(
+            f"expected a network that holds neurons, got the neuron {type(net).__name__} itself, which cannot be "
+            "replaced in place; build the new one, or put it into a torch.nn.Sequential"
+        )
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"expected a network with its values, got one on the meta device ({name!r}); swap after to_empty() and "
+                "loading them"
+            )
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in NEURON_NAMES:
+            raise ValueError(
+                f"{path}: expected a Python module, got {module.original_name} within a TorchScript module, which is "
+                "compiled as it is; swap first, script or trace afterwards"
+            )
+
+
+def _choose(
+    net: nn.Module, found: Survey, match: Selector | Iterable[Selector] | None,
+    skip: Selector | Iterable[Selector] | None,
+) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
+    """The neurons to swap, and why the others are left alone."""
+    everything = list(found.neurons.values())
+    matched = _select("match", match, everything)
+    skipped = _select("skip", skip, everything)
+    chosen, left_alone = {}, dict(found.unseen)
+    for key, item in found.neurons.items():
+        kind = type(item.neuron)
+        if key in skipped:
+            left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
+        elif key in matched or (match is None and kind in DEFAULT):
+            chosen[key] = item
+        else:
+            why = "not one of those that are swapped by default; name it in match" if match is None else "not in match"
+            left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
+    if not chosen:
+        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to swap, got none ({others or _why_none(net)})")
+    return chosen, left_alone
+
+
+def _why_none(net: nn.Module) -> str:
+    for path, module in net.named_modules():
+        if type(module).__module__ == "spikingjelly.clock_driven.neuron":
+            return (
+                f"{path} is a {type(module).__name__} of spikingjelly.clock_driven; build the network within "
+                "'with klif_sj.patched(LIFNode=KLIFNode):', which translates that package's neurons"
+            )
+    return "the network has no spiking neuron"
+
+
+def _select(what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found]) -> set[int]:
+    """The ids of the neurons that any of the selectors means."""
+    selected = set()
+    for selector in _listed(selectors):
+        if isinstance(selector, type):
+            if not is_neuron_class(selector):
+                raise TypeError(f"{what}: expected a class of spiking neurons, got {selector!r}")
+            hits = [item for item in items if isinstance(item.neuron, selector)]
+        elif isinstance(selector, str):
+            hits = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
+        elif callable(selector):
+            hits = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
+            selected |= {id(item.neuron) for item in hits}
+            continue
+        else:
+            raise TypeError(f"{what}: expected a class, a pattern or a predicate, got {selector!r}")
+        if not hits:
+            present = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
+            raise ValueError(f"{what}: {selector!r} matches no neuron; the network has {present or 'none'}")
+        selected |= {id(item.neuron) for item in hits}
+    return selected
+
+
+def _listed(selectors: Selector | Iterable[Selector] | None) -> list[Selector]:
+    if selectors is None:
+        return []
+    if isinstance(selectors, type | str) or not isinstance(selectors, Iterable):
+        return [selectors]
+    return list(selectors)
+
+
+def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install: bool) -> SwapRow:
+    """Give a new neuron the old one's hooks, and write its row."""
+    entries += carry_hooks(item.neuron, new, install=install)
+    if not item.registered:
+        why = "held in no registered sub-module: the network's parameters() and state_dict() do not have its own"
+        entries += (Entry("changed", "registered", False, False, why),)
+    before, after = _state_keys(item.neuron), _state_keys(new)
+    added, removed = (
+        tuple(f"{path}.{key}" for path in item.registered for key in keys)
+        for keys in ([k for k in after if k not in before], [k for k in before if k not in after])
+    )
+    return SwapRow(tuple(item.paths), type(item.neuron), type(new), entries, added, removed)
+
+
+def _state_keys(module: nn.Module) -> list[str]:
+    """The keys of a module's state dict, whose making would run hooks."""
+    buffers = [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        for name in part._buffers
+        if name not in part._non_persistent_buffers_set
+    ]
+    return [name for name, _ in module.named_parameters(remove_duplicate=False)] + buffers
+
+
+def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
+    """Put the new neurons into the network, all or none; returns what puts the old ones back."""
+    pairs = found.places_of(new)
+    done: list[tuple[Place, Place]] = []
+    try:
+        for place, value in pairs:
+            done.append((place, place.put(value)))
+    except BaseException:
+        for place, _ in done:
+            place.put(place.value)
+        raise
+    _compat.forget_reset_lists(net)
+
+    def undo() -> None:
+        changed = [str(now.key) for _, now in done if not now.is_intact()]
+        if changed:
+            raise RuntimeError(f"expected the network as the swap left it, got others at {', '.join(changed)} since")
+        for place, _ in done:
+            place.put(place.value)
+        _compat.forget_reset_lists(net)
+
+    return undo

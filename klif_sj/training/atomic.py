@@ -1,0 +1,77 @@
+"""Files and folders that are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["locked", "made_whole", "replacing", "write_atomically", "write_json"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to write that takes the place of ``path`` once it is whole and on the disk.
+
+    It is written beside ``path``, so that it can be renamed. Where writing fails it is deleted, and ``path`` is as it
+    was; where the process dies, or the machine, it may stay behind as ``path`` with ``.unfinished``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    # The new name is to be on the disk as well.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file by :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write plain values as JSON by :func:`replacing`."""
+    write_atomically(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes ``folder`` and lets one process at a time work in it; the lock of a process that is killed is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to fill, which gets its name once all went well: nothing half-made bears it.
+
+    It is for one process at a time, and deletes what a process that was killed has left.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,1 @@
+"""What several trainings say together: a comparison of neurons, and the reproduction of a paper's tables."""

@@ -1,0 +1,145 @@
+"""The KLIF paper's tables: which recipe and neuron stand behind each figure, and how a run differs from it.
+
+The figures themselves are in the recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..._checks import nearest
+from ..recipe import Recipe, load_recipe
+
+__all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name", "title_of"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a table: a neuron in a recipe, under the name that the table's row has."""
+
+    row: str
+    recipe: str
+    neuron: str
+
+    def as_published(self) -> Recipe:
+        """The recipe as the paper runs it; its ``published_accuracy`` is the figure, in per cent."""
+        return load_recipe(self.recipe).override(neuron=self.neuron)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper (arXiv 2302.09238)."""
+
+    number: int
+    title: str
+    figures: tuple[Figure, ...]
+
+    def select(
+        self, *, datasets: Sequence[str] = (), networks: Sequence[str] = (), neurons: Sequence[str] = ()
+    ) -> list[Figure]:
+        """The figures on these data sets, networks and neurons, in the table's order; on all where none are named.
+
+        :raises ValueError: for a name that the table does not have, suggesting the nearest; for names of which it has
+            each, but no figure of them together
+        """
+        chosen = {figure: figure.as_published() for figure in self.figures}
+        for what, names in (("dataset", datasets), ("network", networks), ("neuron", neurons)):
+            known = dict.fromkeys(getattr(figure.as_published(), what) for figure in self.figures)
+            for name in names:
+                if name not in known:
+                    raise ValueError(
+                        f"{what}: expected one of {', '.join(known)}, which Table {self.number} has, "
+                        f"got {name!r}{nearest(name, known)}"
+                    )
+            chosen = {f: recipe for f, recipe in chosen.items() if not names or getattr(recipe, what) in names}
+        if not chosen:
+            raise ValueError(f"Table {self.number} has no figure of these data sets, networks and neurons together")
+        return list(chosen)
+
+
+DATASETS = ("klif-mnist", "klif-fashion-mnist", "klif-cifar10", "klif-n-mnist", "klif-cifar10-dvs", "klif-dvs-gesture")
+ABLATION = ("klif-vgg16", "klif-resnet18")
+ABLATION_CODED = ("klif-vgg16-coding", "klif-resnet18-coding")
+
+
+def _table(number: int, title: str, *rows: tuple[str, str, Iterable[str]]) -> Table:
+    """A table of rows, each with its name, its neuron and the recipes of its columns."""
+    return Table(
+        number, title, tuple(Figure(row, recipe, neuron) for row, neuron, recipes in rows for recipe in recipes)
+    )
+
+
+TABLES = {
+    table.number: table
+    for table in (
+        _table(2, "LIF and KLIF", ("LIF", "lif", DATASETS), ("KLIF", "klif", DATASETS)),
+        _table(
+            3,
+            "k, ReLU and the coding layers",
+            ("LIF", "lif", ABLATION),
+            ("KLIF, without coding layers", "klif", ABLATION),
+            ("only with k", "klif-only-k", ABLATION),
+            ("only with ReLU", "klif-only-relu", ABLATION),
+            ("KLIF, with coding layers", "klif", ABLATION_CODED),
+        ),
+        _table(4, "KLIF and KLIF*", ("KLIF", "klif", DATASETS), ("KLIF*", "klif-star", DATASETS)),
+        _table(
+            5,
+            "Other activation functions",
+            ("LIF", "lif", ABLATION),
+            ("KLIF (ReLU)", "klif", ABLATION),
+            ("KLIF (CELU)", "klif-celu", ABLATION),
+            ("KLIF (leaky ReLU)", "klif-leaky-relu", ABLATION),
+        ),
+    )
+}
+"""The tables of results by number. Table 3 prints KLIF without coding layers twice; here it is one row."""
+
+TUNED = "tuned"
+"""In place of the value of a field that was chosen for each neuron."""
+
+SAME_EITHER_WAY = ("neuron", "seed", "backend", "channels_last", "threads")
+"""Fields in which a run may differ from the published recipe and still be by it."""
+
+
+def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a recipe differs from the published one of its name: its value, and the published one.
+
+    A field that was tuned for each neuron differs in that alone, so that the neurons' runs go together.
+    """
+    published = load_recipe(recipe.name)
+    return {
+        field.name: (value, paper)
+        for field in fields(Recipe)
+        if field.name not in (*Recipe.UNTRAINED, *SAME_EITHER_WAY)
+        and (value := TUNED if field.name in recipe.tuned else getattr(recipe, field.name))
+        != (paper := getattr(published, field.name))
+    }
+
+
+def size_name(recipe: Recipe) -> str:
+    """The recipe's name and all in which it differs from the published one: what its runs with any neuron share."""
+    differences = (
+        f"tuned {title_of(field)}" if value == TUNED else f"{title_of(field)}{as_text(value)}"
+        for field, (value, _) in changes(recipe).items()
+    )
+    return "-".join((recipe.name, *differences)).replace(" ", "-")
+
+
+def run_name(recipe: Recipe) -> str:
+    """A name for one run, which runs of another size, neuron or seed do not have."""
+    return f"{size_name(recipe)}-{recipe.neuron}-seed{recipe.seed}"
+
+
+def title_of(field: str) -> str:
+    """A recipe's field, as a reader expects it."""
+    return "T" if field == "time_steps" else field.replace("_", " ")
+
+
+def as_text(value: Any) -> str:
+    """A recipe's value, as short as it goes."""
+    if isinstance(value, tuple):
+        return "+".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

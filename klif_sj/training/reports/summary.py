@@ -1,0 +1,81 @@
+"""What several runs say together: means over seeds and paired differences, in numbers and in a sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import ttest_rel
+
+__all__ = ["Difference", "conclusion", "markdown_table", "mean_and_deviation", "paired_difference"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over pairs of runs, each of one seed, of a neuron's accuracy less that of another.
+
+    ``low`` and ``high`` bound it with a confidence of 95 % by Student's t, which takes the differences of all seeds to
+    be normally distributed. They are None where there are fewer than two pairs, or all differences are equal.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f}" + ("" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]")
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean and, from two values on, the sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """How much higher ``ours`` are, by seed; None where they have no seed in common."""
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    mean = statistics.fmean(differences)
+    # Of equal differences, none at all among them, the test would divide by zero.
+    if max(differences) - min(differences) < 1e-9:
+        return Difference(mean, None, None, len(seeds))
+    test = ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(mean, float(interval.low), float(interval.high), len(seeds))
+
+
+def conclusion(first: str, differences: Mapping[str, Difference | None]) -> str:
+    """What the differences of some neurons to the ``first`` support and what they do not, in one sentence."""
+    known = {name: difference for name, difference in differences.items() if difference is not None}
+    if not known:
+        return f"There is nothing to compare {first} with."
+    seeds = max(difference.pairs for difference in known.values())
+    if seeds < 2:
+        return "One seed cannot tell a difference between neurons from chance."
+    clear = [
+        f"that {name} is {abs(each.mean):.2f} points {'above' if each.mean > 0 else 'below'} {first} "
+        f"(95 % interval {each.low:+.2f} to {each.high:+.2f})"
+        for name, each in known.items()
+        if each.is_clear
+    ]
+    unclear = [name for name, each in known.items() if not each.is_clear]
+    says = [f"support {', '.join(clear)}"] * bool(clear)
+    says += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
+    return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(says)}."
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, which ends with the end of its last line."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *lines))
