@@ -18,7 +18,7 @@ from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
-_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
 """torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
