@@ -32,6 +32,7 @@ class RisingThresholdNode(FusedNode):
     """A user's own neuron: two states, and one learned parameter of the whole layer."""
 
     states = ("v", "rise")
+    rise: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(v_reset=None, **options)
@@ -55,16 +56,20 @@ def atan() -> nn.Module:
 
 def plain(neuron: str) -> nn.Module:
     """SpikingJelly's own node of :data:`FUSED`, multi-step."""
-    return getattr(spikingjelly_neuron, FUSED[neuron])(surrogate_function=atan(), step_mode="m")
+    node: nn.Module = getattr(spikingjelly_neuron, FUSED[neuron])(surrogate_function=atan(), step_mode="m")
+    return node
 
 
-def ours(neuron: str, backend: str, steps: int, channels: int) -> nn.Module:
-    """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF."""
+def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bool = False) -> Any:
+    """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF.
+
+    It keeps no states by default: what is timed is a training, which resets after every batch.
+    """
     if neuron in FUSED:
         node = plain(neuron)
-        fuse(node, backend=backend)
+        fuse(node, backend=backend, keep_state=keep_state)
         return node
-    options: dict[str, Any] = {"step_mode": "m", "backend": backend}
+    options: dict[str, Any] = {"step_mode": "m", "backend": backend, "keep_state": keep_state}
     if neuron == "klif":
         return KLIFNode(init_k=1.2, **options)
     if neuron == "clif":

@@ -105,7 +105,7 @@ def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
 def old_cupy_lif(neuron: str, steps: int, channels: int) -> nn.Module:
     """0.0.0.0.14's LIFNode on CuPy, which asks for a name that NumPy dropped in version 1.24."""
     if not hasattr(numpy, "int"):
-        numpy.int = int
+        numpy.int = int  # type: ignore[attr-defined]
     return spikingjelly_neuron.LIFNode(surrogate_function=atan(), step_mode="m", backend="cupy")
 
 
@@ -137,14 +137,15 @@ def providers(process: str) -> Iterator[Provider]:
         return
     for backend, device in (("cupy", "cuda"), ("cpp", "cpu"), ("torch", None)):
         neurons = OWN if backend == "torch" else NEURONS  # fuse's backend 'torch' is SpikingJelly's own code
-        yield Provider(f"klif_sj {backend}", f"backend={backend!r}", of_ours(backend), neurons, device)
+        about = f"backend={backend!r}, keep_state=False"
+        yield Provider(f"klif_sj {backend}", about, of_ours(backend), neurons, device)
     yield Provider(
         "klif_sj cupy compiled", "torch.compile of a node with backend='cupy', static shapes", of_ours("cupy"),
         device="cuda", compiled=True,
     )  # fmt: skip
     yield Provider(
         "klif_sj torch compiled", "torch.compile of a node with backend='torch', static shapes", of_ours("torch"),
-        OWN, compiled=True,
+        neurons=OWN, compiled=True,
     )  # fmt: skip
     if not _compat.SPIKINGJELLY_2:
         return

@@ -2,8 +2,8 @@
 
 from .program import Parameter, Program
 from .scope import Effective, Scope, note_methods
-from .step import Equations, Kind, NeuronStep, step_of
-from .trace import StepTraceError
+from .step import Equations, Kind, NeuronStep, Sources, sources_of, step_of
+from .trace import StepTraceError, is_tracing
 
 __all__ = [
     "Effective",
@@ -13,7 +13,10 @@ __all__ = [
     "Parameter",
     "Program",
     "Scope",
+    "Sources",
     "StepTraceError",
+    "is_tracing",
     "note_methods",
+    "sources_of",
     "step_of",
 ]

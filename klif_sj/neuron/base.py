@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, Program
-from .on_kernels import EffectiveParameters, OnKernels, kind_of, traceable
+from ..codegen import Effective, Program, Sources
+from .on_kernels import EffectiveParameters, OnKernels, attribute, kind_of, traceable
 from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
@@ -30,6 +30,14 @@ class _Sequence(NamedTuple):
         """Whether a call starts from the states that were left, and they still have a graph."""
         same = len(self.left) == len(states) and all(map(operator.is_, self.left, states.values()))
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
+
+
+def _effective(node: FusedNode) -> dict[str, tuple[Tensor, bool]]:
+    """The effective parameters of a neuron, or of a stand-in for it, and whether each is per step."""
+    return {
+        name: (value.values, True) if isinstance(value, PerStep) else (value, False)
+        for name, value in node.effective_parameters().items()
+    }
 
 
 def _jit_trace() -> Any:
@@ -194,7 +202,8 @@ class FusedNode(OnKernels, _compat.BaseNode):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Spikes, final states where they are to be kept, and the states at every step where they are stored."""
         dtype, name = state_dtype(x_seq.dtype), type(self).__name__
-        parameters = self._sequence_parameters(states)
+        sources = self._sources(dtype) if backend != "torch" else None
+        parameters = self._sequence_parameters(states) if sources is None else self._own_parameters(sources)
         effective = {
             key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
@@ -203,7 +212,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             spikes, updated, sequences = self._run_torch(x_seq, states, effective, keep)
         else:
             spikes, updated, sequences = self._run_kernel(
-                x_seq, states, effective, self.channel_dim, self.store_v_seq, keep
+                x_seq, states, effective, self.channel_dim, self.store_v_seq, keep, sources
             )
         # nn.Module's own way to set an attribute takes far longer.
         left = tuple(updated.values())
@@ -222,13 +231,28 @@ class FusedNode(OnKernels, _compat.BaseNode):
             return {name: unless_changed(before.parameters.get(name), value) for name, value in parameters.items()}
         return parameters
 
+    def _sources(self, dtype: torch.dtype) -> Sources | None:
+        """What the effective parameters are computed from, where the kernel can compute them: in the same dtype."""
+        if torch.compiler.is_compiling() or type(self).effective_parameters is FusedNode.effective_parameters:
+            return None
+        sources = codegen.sources_of(self, _effective)
+        same = all(attribute(self, path).dtype == dtype for path, _ in sources.paths.values())
+        return sources if sources.paths and same else None
+
+    def _own_parameters(self, sources: Sources) -> EffectiveParameters:
+        """The neuron's own parameters in place of the effective ones, which the kernel computes of them."""
+        own = {name: (attribute(self, path), per_step) for name, (path, per_step) in sources.paths.items()}
+        return {name: PerStep(value) if per_step else value for name, (value, per_step) in own.items()}
+
     def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
         """One time step of this neuron in C, forward and backward, for an arithmetic's dtype.
 
         :raises klif_sj.codegen.StepTraceError: naming what no kernel can express and the line that it came from
         """
-        kinds = tuple(kind_of(name, value) for name, value in self.effective_parameters().items())
-        return codegen.step_of(self, self.states, self._kernel_equations(), kinds, dtype, backward).program
+        sources = self._sources(dtype)
+        parameters = self.effective_parameters() if sources is None else self._own_parameters(sources)
+        kinds = tuple(kind_of(name, value, sources is not None) for name, value in parameters.items())
+        return codegen.step_of(self, self.states, self._kernel_equations(), kinds, dtype, backward, sources).program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""

@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from .. import codegen, runtime
-from ..codegen import Kind, Program
+from ..codegen import Kind, Program, Sources
 from .parameters import PerStep
 from .states import NOT_KEPT, State, as_state, state_dtype
 
 EffectiveParameters = dict[str, Tensor | PerStep]
 
-traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch.compiler.disable
+traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
 """torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
-def kind_of(name: str, value: Tensor | PerStep) -> Kind:
-    """Of an effective parameter: its name, and whether it is per step, per channel and learned."""
+def kind_of(name: str, value: Tensor | PerStep, prepared: bool = False) -> Kind:
+    """Of an effective parameter: its name, and whether it is per step, per channel, learned, and prepared."""
     per_step = isinstance(value, PerStep)
     tensor = value.values if isinstance(value, PerStep) else value
     gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad
+    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad, prepared
 
 
-def _attribute(module: Any, path: str) -> Any:
+def attribute(module: Any, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name)
     return module
@@ -75,7 +75,7 @@ class OnKernels:
 
     def _run_kernel(
         self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, channel_dim: int | None,
-        record: bool, keep: bool,
+        record: bool, keep: bool, sources: Sources | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """Spikes, final states where they are to be kept, and the states at every step where they are recorded."""
         dtype, device = state_dtype(x_seq.dtype), x_seq.device
@@ -89,8 +89,8 @@ class OnKernels:
         needs_grad = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
         )
-        kinds = tuple(kind_of(name, value) for name, value in effective.items())
-        program, names, own, backward = self._kernel_step(tuple(states), dtype, kinds, needs_grad)
+        kinds = tuple(kind_of(name, value, sources is not None) for name, value in effective.items())
+        program, names, own, backward = self._kernel_step(tuple(states), dtype, kinds, needs_grad, sources)
         for name in names:
             if name not in values:
                 tensor = own[name] if own[name].dtype == dtype else own[name].to(dtype)
@@ -128,7 +128,12 @@ class OnKernels:
         return spikes, kept, stored
 
     def _kernel_step(
-        self: Any, names: tuple[str, ...], dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
+        self: Any,
+        names: tuple[str, ...],
+        dtype: torch.dtype,
+        kinds: tuple[Kind, ...],
+        needs_grad: bool,
+        sources: Sources | None,
     ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
         """This neuron's program for states of these names, its parameters' names, those that are the
         neuron's own, and whether it has a gradient.
@@ -136,23 +141,24 @@ class OnKernels:
         While torch.compile traces, the program is its text.
         """
         if not torch.compiler.is_compiling():
-            step = codegen.step_of(self, names, self._kernel_equations(), kinds, dtype, needs_grad)
+            step = codegen.step_of(self, names, self._kernel_equations(), kinds, dtype, needs_grad, sources)
             own = {**step.tensors, **step.shaped()} if step.prologue else step.tensors
             return step.program, step.program.names, own, step.program.backward is not None
         text, used, paths, computed, settings, backward = self._traced_kernel_step(names, kinds, dtype, needs_grad)
         for path, value in settings:
             # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
-            if _attribute(self, path) != value:
+            if attribute(self, path) != value:
                 raise RuntimeError(f"{path} changed while it was traced")
-        own = {name: _attribute(self, path) for name, path in paths}
+        own = {name: attribute(self, path) for name, path in paths}
         if computed:
             own |= self._computed_parameters(names, kinds, dtype, needs_grad)
         return text, used, own, backward
 
-    @torch.compiler.disable
     def _computed_parameters(self: Any, names: tuple[str, ...], *of: Any) -> dict[str, Tensor]:
         """What a step computes of its parameters alone, outside of the compiled graph."""
         return codegen.step_of(self, names, self._kernel_equations(), *of).shaped()
+
+    _computed_parameters._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def _traced_kernel_step(self: Any, names: tuple[str, ...], *of: Any) -> Any:
         """What :meth:`_kernel_step` needs of a step; torch.compile takes it as a constant."""

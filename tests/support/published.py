@@ -17,6 +17,15 @@ from torch import Tensor, nn
 class Node(neuron.BaseNode):
     """A neuron with several states."""
 
+    v: Tensor
+    dendrite: Tensor
+    second: Tensor
+    third: Tensor
+    fatigue: Tensor
+    rest: Tensor
+    u: Tensor
+    current: Tensor
+
     def __init__(self, *states: str, **options: Any) -> None:
         super().__init__(**{"surrogate_function": surrogate.ATan(), **options})
         for name in states:
@@ -322,6 +331,8 @@ class SoftThresholdLIF(neuron.LIFNode):
 
 class DrivenLIF(neuron.LIFNode):
     """A LIFNode whose charge goes on from LIFNode's own."""
+
+    v: Tensor
 
     def __init__(self) -> None:
         super().__init__(tau=2.0)
