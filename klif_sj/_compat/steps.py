@@ -59,7 +59,7 @@ def starts_itself(cls: type) -> bool:
 
 def is_upstream(cls: type) -> bool:
     """Whether a class is SpikingJelly's or torch's own."""
-    return cls.__module__.partition(".")[0] in ("spikingjelly", "torch")
+    return cls is object or cls.__module__.partition(".")[0] in ("spikingjelly", "torch")
 
 
 def state_names(node: base.MemoryModule) -> tuple[str, ...]:

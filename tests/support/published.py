@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Node(neuron.BaseNode):
     """A neuron with several states."""
 
-    v: Tensor
+    v: Any
     dendrite: Tensor
     second: Tensor
     third: Tensor
@@ -332,7 +332,7 @@ class SoftThresholdLIF(neuron.LIFNode):
 class DrivenLIF(neuron.LIFNode):
     """A LIFNode whose charge goes on from LIFNode's own."""
 
-    v: Tensor
+    v: Any
 
     def __init__(self) -> None:
         super().__init__(tau=2.0)
