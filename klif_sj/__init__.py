@@ -1,5 +1,6 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
+from .fuse import check_fused, fuse
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode, state_contexts
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
@@ -14,6 +15,8 @@ __all__ = [
     "KLIFNode",
     "LearnableATan",
     "Rect",
+    "check_fused",
+    "fuse",
     "parameter_groups",
     "patched",
     "state_contexts",

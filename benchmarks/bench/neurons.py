@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from spikingjelly.activation_based import neuron as spikingjelly_neuron
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
-from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode
+from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, fuse
+
+FUSED = {
+    "fused-lif": "LIFNode",
+    "fused-plif": "ParametricLIFNode",
+    "fused-qif": "QIFNode",
+    "fused-eif": "EIFNode",
+    "fused-izhikevich": "IzhikevichNode",
+}
+"""SpikingJelly's own neurons, which we put onto kernels by fuse."""
 
 
 class LeakyNode(FusedNode):
@@ -44,11 +54,21 @@ def atan() -> nn.Module:
     return surrogate.ATan(alpha=2.0)
 
 
-def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bool = False) -> FusedNode:
+def plain(neuron: str) -> nn.Module:
+    """SpikingJelly's own node of :data:`FUSED`, multi-step."""
+    node: nn.Module = getattr(spikingjelly_neuron, FUSED[neuron])(surrogate_function=atan(), step_mode="m")
+    return node
+
+
+def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bool = False) -> Any:
     """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF.
 
     It keeps no states by default: what is timed is a training, which resets after every batch.
     """
+    if neuron in FUSED:
+        node = plain(neuron)
+        fuse(node, backend=backend, keep_state=keep_state)
+        return node
     options: dict[str, Any] = {"step_mode": "m", "backend": backend, "keep_state": keep_state}
     if neuron == "klif":
         return KLIFNode(init_k=1.2, **options)

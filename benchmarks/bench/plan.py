@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from .neurons import FUSED
 from .workload import Workload
 
 SUITES = ("kernels", "overhead", "memory", "training", "cpu")
@@ -126,6 +127,9 @@ def kernels(device: str, quick: bool) -> Iterator[Job]:
         for dtype in ("float32", "float16"):
             yield job(2, neuron, 4, large, dtype=dtype, compiled=False)
         yield job(3, neuron, 4, large)
+    for neuron in FUSED:
+        yield job(2, neuron, 8, large, compiled=False)
+        yield job(3, neuron, 8, large)
 
 
 def cpu(device: str, quick: bool) -> Iterator[Job]:
@@ -149,6 +153,9 @@ def cpu(device: str, quick: bool) -> Iterator[Job]:
         yield Job("cpu", 2, Workload(neuron, 8, middle, layout="channels_last"), compiled=False)
     for neuron in OTHERS:
         yield Job("cpu", 2, Workload(neuron, 8, middle), "time", ALL_PASSES, compiled=False)
+    for neuron in FUSED:
+        threads = min(2, cores)
+        yield Job("cpu", 2, Workload(neuron, 8, large, threads=threads), "time", ALL_PASSES, compiled=not quick)
 
 
 def overhead(device: str, quick: bool) -> Iterator[Job]:

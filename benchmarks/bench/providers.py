@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from klif_sj import _compat, runtime
 
-from .neurons import atan, ours, parameters
+from .neurons import FUSED, atan, ours, parameters, plain
 from .workload import CURRENT
 
 NEURONS = tuple(CURRENT)
-UPSTREAM = ("klif", "clif", "glif-layer", "glif-channel", "lif")
-FUSED_UPSTREAM = ("clif", "lif")
+OWN = tuple(neuron for neuron in NEURONS if neuron not in FUSED)
+UPSTREAM = ("klif", "clif", "glif-layer", "glif-channel", "lif", *FUSED)
+FUSED_UPSTREAM = ("clif", "lif", *FUSED)
 """Neurons for which SpikingJelly 2 has kernels of its own on the GPU."""
 
 PROCESSES = {
     "main": {},
-    "torch-kernels": {"SJ_CLIF_CUDA_IMPLEMENTATION": "torch", "SJ_LIF_CUDA_IMPLEMENTATION": "torch"},
+    "torch-kernels": {
+        f"SJ_{kind}_CUDA_IMPLEMENTATION": "torch" for kind in ("CLIF", "LIF", "PLIF", "QIF", "EIF", "IZHIKEVICH")
+    },
 }
 """Environment variables of the processes that providers run in: SpikingJelly reads its choice of kernels once, at
 import. A further process, ``old-line``, has SpikingJelly 0.0.0.0.14 on its path."""
@@ -88,6 +91,8 @@ def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
     """SpikingJelly's own node, with the surrogate that ours has by default."""
     from spikingjelly.activation_based import surrogate
 
+    if neuron in FUSED:
+        return plain(neuron)
     if neuron.startswith("glif"):
         inplane = channels if neuron == "glif-channel" else None
         return spikingjelly_neuron.GatedLIFNode(steps, inplane, surrogate_function=surrogate.Rect(alpha=1.0))
@@ -131,14 +136,16 @@ def providers(process: str) -> Iterator[Provider]:
         )  # fmt: skip
         return
     for backend, device in (("cupy", "cuda"), ("cpp", "cpu"), ("torch", None)):
-        yield Provider(f"klif_sj {backend}", f"backend={backend!r}, keep_state=False", of_ours(backend), device=device)
+        neurons = OWN if backend == "torch" else NEURONS  # fuse's backend 'torch' is SpikingJelly's own code
+        about = f"backend={backend!r}, keep_state=False"
+        yield Provider(f"klif_sj {backend}", about, of_ours(backend), neurons, device)
     yield Provider(
         "klif_sj cupy compiled", "torch.compile of a node with backend='cupy', static shapes", of_ours("cupy"),
         device="cuda", compiled=True,
     )  # fmt: skip
     yield Provider(
         "klif_sj torch compiled", "torch.compile of a node with backend='torch', static shapes", of_ours("torch"),
-        compiled=True,
+        neurons=OWN, compiled=True,
     )  # fmt: skip
     if not _compat.SPIKINGJELLY_2:
         return

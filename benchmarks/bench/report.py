@@ -19,6 +19,11 @@ NEURONS = {
     "glif-layer": "GLIF, layer-wise",
     "lif": "LIF",
     "user": "A user's own neuron",
+    "fused-lif": "SpikingJelly's LIFNode, fused",
+    "fused-plif": "SpikingJelly's ParametricLIFNode, fused",
+    "fused-qif": "SpikingJelly's QIFNode, fused",
+    "fused-eif": "SpikingJelly's EIFNode, fused",
+    "fused-izhikevich": "SpikingJelly's IzhikevichNode, fused",
 }
 
 COMPARISON = ("suite", "workload", "pass", "launch")

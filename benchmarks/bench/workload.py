@@ -20,6 +20,11 @@ CURRENT = {
     "glif-channel": (0.8, 0.2),
     "lif": (1.6, 0.4),
     "user": (0.8, 0.1),
+    "fused-lif": (1.6, 0.4),
+    "fused-plif": (1.6, 0.4),
+    "fused-qif": (1.6, 0.4),
+    "fused-eif": (1.6, 0.4),
+    "fused-izhikevich": (1.6, 0.4),
 }
 """Standard deviation and mean of the input of each neuron: between 10 and 40 % of its steps are spikes."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+from ..fuse import fusing
 from ..swap import patched
 from ..swap.script import patch_for, run_as_main, swapping_children
 
@@ -16,16 +18,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "run",
         help="run an unmodified SpikingJelly script with other neurons",
-        description="Run a script as 'python script.py ARGS...' would, with other neurons in place of SpikingJelly's, "
-        "and print at its end, to stderr, what was swapped. Under torchrun: torchrun ... -m klif_sj run --swap ...",
-        usage="klif-sj run --swap OLD=NEW [--set NAME=VALUE] (SCRIPT | -m MODULE) [ARGS...]",
+        description="Run a script as 'python script.py ARGS...' would, with other neurons in place of SpikingJelly's "
+        "(--swap), or with SpikingJelly's own on generated kernels (--fuse), and print at its end, to stderr, what was "
+        "done. Under torchrun: torchrun ... -m klif_sj run --swap ...",
+        usage="klif-sj run [--swap OLD=NEW] [--set NAME=VALUE] [--fuse] (SCRIPT | -m MODULE) [ARGS...]",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add(
         "--swap",
         action="append",
-        required=True,
+        default=[],
         metavar="OLD=NEW",
         help="LIFNode=KLIFNode: SpikingJelly's class, and ours or any as package.module.Class; may be given repeatedly",
     )
@@ -36,6 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="NAME=VALUE",
         help="a setting of every new neuron, such as tau=2.0; may be given repeatedly",
     )
+    add("--fuse", action="store_true", help="run the script's other neurons on generated kernels, as klif_sj.fuse does")
     add("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="a module instead of a script")
     add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, then its arguments")
     parser.set_defaults(run=run, parser=parser, passes_interrupts=True)
@@ -49,21 +53,33 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("expected a script, or -m and a module")
     if not options.module and not Path(command[0]).exists():
         options.parser.error(f"there is no script {command[0]!r}")
+    if not options.swap and not options.fuse:
+        options.parser.error("expected --swap OLD=NEW or --fuse")
+    if options.set and not options.swap:
+        options.parser.error("expected --swap OLD=NEW with --set, which is about the new neurons")
     try:
-        patch = patch_for(options.swap, options.set)
+        patch = patch_for(options.swap, options.set) if options.swap else None
     except (TypeError, ValueError) as error:
         options.parser.error(str(error))
+    fused = fusing() if options.fuse else None
     process = os.getpid()
     try:
-        with patch, swapping_children(options.swap, options.set):
+        with ExitStack() as stack:
+            if patch is not None:
+                stack.enter_context(patch)
+            if fused is not None:
+                stack.enter_context(fused)
+            stack.enter_context(swapping_children(options.swap, options.set, options.fuse))
             run_as_main(command, is_module=bool(options.module))
     finally:
         # A forked process that leaves through here has nothing to say, nor has any but the first of torchrun's.
         if os.getpid() == process and os.environ.get("RANK", "0") == "0":
-            _print_report(patch)
+            _print_reports(patch, fused)
 
 
-def _print_report(patch: patched) -> None:
-    print(f"\nklif-sj run: {patch.report}", file=sys.stderr)
-    if not patch.rows:
+def _print_reports(patch: patched | None, fused: fusing | None) -> None:
+    for done in (patch, fused):
+        if done is not None:
+            print(f"\nklif-sj run: {done.report}", file=sys.stderr)
+    if patch is not None and not patch.rows:
         print("klif-sj run: the script has built none of the neurons named in --swap", file=sys.stderr)

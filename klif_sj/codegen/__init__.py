@@ -1,18 +1,22 @@
 """From one time step in Python to the text of a multi-step kernel: scope, trace -> emit -> program -> step, kernel."""
 
 from .program import Parameter, Program
-from .scope import Effective
-from .step import Kind, Sources, sources_of, step_of
+from .scope import Effective, Scope, note_methods
+from .step import Equations, Kind, NeuronStep, Sources, sources_of, step_of
 from .trace import StepTraceError, is_tracing
 
 __all__ = [
     "Effective",
+    "Equations",
     "Kind",
+    "NeuronStep",
     "Parameter",
     "Program",
+    "Scope",
     "Sources",
     "StepTraceError",
     "is_tracing",
+    "note_methods",
     "sources_of",
     "step_of",
 ]

@@ -145,6 +145,8 @@ class Scope:
         return self.forward(*args, **kwargs)
 
     def __getitem__(self, index: Any) -> Any:
+        if f"{self._scope_path}{index}" in self._scope_values:
+            return getattr(self, str(index))
         return self._wrap(str(index), self._scope_owner[index])
 
     def __iter__(self) -> Iterator[Any]:
@@ -152,6 +154,14 @@ class Scope:
 
     def __len__(self) -> int:
         return len(self._scope_owner)
+
+
+def note_methods(scope: Scope, *names: str) -> None:
+    """Note methods of a scope's owner that are called without being read from the scope."""
+    cls = type(scope._scope_owner)
+    for name in names:
+        if hasattr(cls, name):
+            scope._scope_reads.note_method(cls, name, scope._scope_path)
 
 
 class _Owner:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .hoist import Hoisting, Prologue
 from .program import Parameter, Program, build_program, own_name
 from .scope import Effective, Reads, Scope
 from .trace import OutsideJitTrace, PlainTorch, Step, StepTraceError, trace_forward
@@ -34,6 +35,10 @@ Computation = Callable[[Any], Mapping[str, tuple[Tensor, bool]]]
 class NeuronStep:
     """A program, the tensors of the neuron itself that it takes, by name, and the settings that it depends on.
 
+    :param tensors: of one element
+    :param prologue: what gives the others, which may have any shape that broadcasts against a step; None where the
+        program takes no others
+    :param own: the neuron's tensors that the prologue starts from, by path
     :param paths: where the neuron has those tensors, by name
     :param settings: numbers and strings that the step read, by dotted name
     """
@@ -42,6 +47,25 @@ class NeuronStep:
     tensors: dict[str, Tensor]
     paths: dict[str, str]
     settings: list[tuple[str, Any]]
+    prologue: Prologue | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    def shaped(self) -> dict[str, Tensor]:
+        """The parameters that are not the neuron's own numbers, computed anew, by name."""
+        if self.prologue is None:
+            return {}
+        found = self.prologue.run(self.own)
+        return {name: found[name] for name in self.program.names if name in found}
+
+
+class _Found(NamedTuple):
+    """A program, the paths of the neuron's own numbers that it takes, by name, what gives its other parameters, and
+    what its trace read."""
+
+    program: Program
+    paths: dict[str, str]
+    prologue: Prologue | None
+    reads: Reads
 
 
 @dataclass
@@ -53,7 +77,7 @@ class _Traced:
 
     reads: Reads
     paths: tuple[str, ...]
-    programs: dict[Any, tuple[Program, dict[str, str]]] = field(default_factory=dict)
+    programs: dict[Any, _Found] = field(default_factory=dict)
 
     @functools.cached_property
     def _read(self) -> Callable[[Any], tuple[Tensor, ...]]:
@@ -104,10 +128,10 @@ def _step_of(
         traced, tensors = _add(node, states, equations, effective, dtype, needs_grad, sources)
     asked = _asked(effective, dtype, needs_grad, tensors, sources)
     if asked not in traced.programs:
-        traced.programs[asked] = _trace(node, states, equations, effective, dtype, asked.backward, Reads(), sources)
-    program, paths = traced.programs[asked]
+        traced.programs[asked] = _trace(node, states, equations, effective, dtype, asked.backward, sources)
+    program, paths, prologue, _ = traced.programs[asked]
     taken = {name: tensors[path] for name, path in paths.items()}
-    return NeuronStep(program, taken, paths, traced.reads.constants)
+    return NeuronStep(program, taken, paths, traced.reads.constants, prologue, tensors if prologue else {})
 
 
 @dataclass(eq=False)
@@ -196,10 +220,9 @@ def _add(
     needs_grad: bool, sources: Sources | None,
 ) -> tuple[_Traced, dict[str, Tensor]]:  # fmt: skip
     """Trace a neuron for the first time, to know what it reads."""
-    backward = needs_grad or torch.is_grad_enabled() and any(t.requires_grad for t in raw_scalars(node).values())
-    reads = Reads()
-    found = _trace(node, states, equations, effective, dtype, backward, reads, sources)
-    traced = _Traced(reads, tuple(reads.tensors))
+    backward = needs_grad or torch.is_grad_enabled() and any(t.requires_grad for t in raw_tensors(node).values())
+    found = _trace(node, states, equations, effective, dtype, backward, sources)
+    traced = _Traced(found.reads, tuple(found.reads.tensors))
     tensors = traced.tensors_of(node) or {}
     asked = _asked(effective, dtype, needs_grad, tensors, sources)
     if asked.backward == backward:
@@ -223,28 +246,79 @@ def _find(of_node: Any, of_class: Any, node: nn.Module) -> Any:
 
 
 def _trace(
-    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    backward: bool, reads: Reads, sources: Sources | None,
-) -> tuple[Program, dict[str, str]]:  # fmt: skip
-    """A program, and the paths of the neuron's own tensors that it takes, by name."""
+    node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    backward: bool, sources: Sources | None,
+) -> _Found:  # fmt: skip
+    """A program and its parameters: tensors of one element as numbers of the step, others by a prologue.
+
+    Where that fails, as for a tensor of one element that is indexed or viewed as a channel, all are of the prologue.
+    """
+    tensors = raw_tensors(node)
+    numbers = {path: tensor for path, tensor in tensors.items() if tensor.numel() == 1}
+    shaped = {path: tensor for path, tensor in tensors.items() if path not in numbers}
+    rest = node, states, equations, effective, dtype, backward, sources
+    try:
+        return _trace_with(numbers, shaped, *rest)
+    except StepTraceError:
+        if not numbers:
+            raise
+        try:
+            return _trace_with({}, tensors, *rest)
+        except StepTraceError:
+            pass
+        raise
+
+
+def _trace_with(
+    numbers: Mapping[str, Tensor], shaped: Mapping[str, Tensor], node: Any, states: Sequence[str],
+    equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype, backward: bool,
+    sources: Sources | None,
+) -> _Found:  # fmt: skip
+    reads = Reads()
     given = {kind[0] for kind in effective}
-    scalars = raw_scalars(node)
-    paths = {f"raw_{path}" if path in given else path: path for path in scalars}
+    paths = {f"raw_{path}" if path in given else path: path for path in numbers}
     gradients = torch.is_grad_enabled()
     parameters = [Parameter(*kind) for kind in effective]
-    parameters += [Parameter(n, learned=gradients and scalars[paths[n]].requires_grad) for n in paths]
+    parameters += [Parameter(n, learned=gradients and numbers[paths[n]].requires_grad) for n in paths]
 
-    def step(x: Tensor, held: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        x: Tensor,
+        held: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        hoisting: Hoisting | None = None,
+        reads: Reads = reads,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         present: dict[str, Any] = {paths[name]: value for name, value in values.items() if name in paths}
-        present |= {**held, "effective": Effective({name: values[name] for name in given})}
-        spike = equations(Scope(node, present, tuple(states), reads), x)
+        present |= {**shaped, **held, "effective": Effective({name: values[name] for name in given})}
+        scope = Scope(node, present, tuple(states), reads)
+        if shaped:
+            with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, given, values):
+                spike = equations(scope, x)
+        else:
+            spike = equations(scope, x)
         reads.refuse_side_effects()
         return spike, {name: _as_tensor(present[name], x) for name in states}
 
+    prologue = None
+    if shaped:
+        hoisting = Hoisting(shaped, given)
+        with (
+            PlainTorch(),
+            torch.set_grad_enabled(gradients),
+            torch.random.fork_rng(devices=[]),
+            contextlib.suppress(Exception),
+        ):
+            half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *given, *paths)}
+            step(half["x"], {name: half[name] for name in states}, half, hoisting, Reads())
+        prologue = hoisting.prologue() if hoisting.taken() else None
+        parameters += [
+            Parameter(name, per_channel=tensor.numel() != 1, learned=tensor.requires_grad)
+            for name, tensor in hoisting.taken().items()
+        ]
     program = build_program(
         _title(node), step, states, parameters, dtype, backward, _preparation(node, sources) if sources else None
     )
-    return program, {p.name: paths[p.name] for p in program.parameters if p.name in paths}
+    return _Found(program, {p.name: paths[p.name] for p in program.parameters if p.name in paths}, prologue, reads)
 
 
 def _preparation(node: Any, sources: Sources) -> Step:
@@ -265,16 +339,16 @@ def _as_tensor(value: Any, x: Tensor) -> Tensor:
 _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 
-def raw_scalars(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """One-element parameters and buffers of a neuron and its submodules (a surrogate's, say) by dotted name."""
+def raw_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Parameters and buffers of a neuron and its submodules (a surrogate's, say) by dotted name."""
     found = {}
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
-            if tensor is not None and type(tensor) not in _UNINITIALIZED and tensor.numel() == 1:
+            if tensor is not None and type(tensor) not in _UNINITIALIZED:
                 found[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
-            found.update(raw_scalars(child, f"{prefix}{name}."))
+            found.update(raw_tensors(child, f"{prefix}{name}."))
     return found
 
 

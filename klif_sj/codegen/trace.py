@@ -173,6 +173,17 @@ class _Recorder(TorchDispatchMode):
             )
         return found
 
+    def refuse_changes(self, inputs: Mapping[str, Tensor], parameters: Sequence[str]) -> None:
+        """:raises StepTraceError: where a step has written to a parameter, which a kernel would lose"""
+        for index, name in enumerate(inputs):
+            now = self.value(inputs[name])
+            if name in parameters and now != Value(-1 - index):
+                line = self.operations[now.index].line
+                raise StepTraceError(
+                    f"it changes {name!r} in place{at(line)}; a step may change states alone: register {name!r} with "
+                    "register_memory"
+                )
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         line = caller()
@@ -212,6 +223,7 @@ def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], 
     inputs = _scalars(("x", *states, *parameters), dtype)
     with torch.no_grad(), _Recorder(inputs) as recorder:
         spike, updated = _take(step, inputs, states, parameters)
+        recorder.refuse_changes(inputs, parameters)
     outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
 

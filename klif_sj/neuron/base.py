@@ -12,14 +12,10 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, Kind, Program, Sources
+from ..codegen import Effective, Program, Sources
+from .on_kernels import EffectiveParameters, OnKernels, attribute, kind_of, traceable
 from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
-
-EffectiveParameters = dict[str, Tensor | PerStep]
-
-_traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
-"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
 
 
 class _Sequence(NamedTuple):
@@ -36,14 +32,6 @@ class _Sequence(NamedTuple):
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
 
-def _kind(name: str, value: Tensor | PerStep, prepared: bool) -> Kind:
-    """Of an effective parameter: its name, and whether it is per step, per channel, learned, and prepared."""
-    per_step = isinstance(value, PerStep)
-    tensor = value.values if isinstance(value, PerStep) else value
-    gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad, prepared
-
-
 def _effective(node: FusedNode) -> dict[str, tuple[Tensor, bool]]:
     """The effective parameters of a neuron, or of a stand-in for it, and whether each is per step."""
     return {
@@ -57,13 +45,7 @@ def _jit_trace() -> Any:
     return None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
 
 
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
-
-
-class FusedNode(_compat.BaseNode):
+class FusedNode(OnKernels, _compat.BaseNode):
     r"""Base of neurons whose kernels are generated from their equations.
 
     One time step is
@@ -173,6 +155,9 @@ class FusedNode(_compat.BaseNode):
         else:
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 
+    def _kernel_equations(self) -> codegen.Equations:
+        return type(self).one_step
+
     def one_step(self, x: Tensor) -> Tensor:
         """One time step: sets the states, and returns the spike.
 
@@ -183,7 +168,7 @@ class FusedNode(_compat.BaseNode):
         self.neuronal_reset(spike)
         return spike
 
-    @_traceable
+    @traceable
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Advance by one step: x ``[N, *]``, the spike ``[N, *]``."""
         check_input(x, "s", type(self).__name__)
@@ -200,7 +185,7 @@ class FusedNode(_compat.BaseNode):
             self._append_sequence(name, sequence)
         return spikes[0]
 
-    @_traceable
+    @traceable
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
@@ -226,7 +211,9 @@ class FusedNode(_compat.BaseNode):
         if backend == "torch":
             spikes, updated, sequences = self._run_torch(x_seq, states, effective, keep)
         else:
-            spikes, updated, sequences = self._run_kernel(x_seq, states, effective, keep, sources)
+            spikes, updated, sequences = self._run_kernel(
+                x_seq, states, effective, self.channel_dim, self.store_v_seq, keep, sources
+            )
         # nn.Module's own way to set an attribute takes far longer.
         left = tuple(updated.values())
         self.__dict__["_sequence"] = _Sequence(left, parameters, _jit_trace())
@@ -249,71 +236,13 @@ class FusedNode(_compat.BaseNode):
         if torch.compiler.is_compiling() or type(self).effective_parameters is FusedNode.effective_parameters:
             return None
         sources = codegen.sources_of(self, _effective)
-        same = all(_attribute(self, path).dtype == dtype for path, _ in sources.paths.values())
+        same = all(attribute(self, path).dtype == dtype for path, _ in sources.paths.values())
         return sources if sources.paths and same else None
 
     def _own_parameters(self, sources: Sources) -> EffectiveParameters:
         """The neuron's own parameters in place of the effective ones, which the kernel computes of them."""
-        own = {name: (_attribute(self, path), per_step) for name, (path, per_step) in sources.paths.items()}
+        own = {name: (attribute(self, path), per_step) for name, (path, per_step) in sources.paths.items()}
         return {name: PerStep(value) if per_step else value for name, (value, per_step) in own.items()}
-
-    def _run_kernel(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool,
-        sources: Sources | None,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        dtype, device = state_dtype(x_seq.dtype), x_seq.device
-        initial: list[Tensor] = []
-        numbers: list[float] = []
-        if any(isinstance(value, Tensor) for value in states.values()):
-            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
-        else:
-            numbers = [float(value) for value in states.values()]
-        values = {name: v.values if isinstance(v, PerStep) else v for name, v in effective.items()}
-        needs_grad = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
-        )
-        kinds = tuple(_kind(name, value, sources is not None) for name, value in effective.items())
-        program, names, own, backward = self._step(dtype, kinds, needs_grad, sources)
-        parameters = []
-        for name in names:
-            tensor = values[name] if name in values else own[name].to(dtype).reshape(())
-            if tensor.device != device:
-                raise ValueError(
-                    f"{type(self).__name__}: expected parameter {name!r} on the input's device {device}, got "
-                    f"{tensor.device}; move the neuron with .to({str(device)!r})"
-                )
-            parameters.append(tensor)
-        spikes, final, sequences = runtime.run(
-            program, x_seq, initial, numbers, parameters, self.channel_dim, backward, self.store_v_seq, keep
-        )
-        kept, stored = (dict(zip(self.states, values, strict=True)) if values else {} for values in (final, sequences))
-        return spikes, kept, stored
-
-    def _step(
-        self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool, sources: Sources | None
-    ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
-        """This neuron's program, its parameters' names, those that are the neuron's own, and whether it has a gradient.
-
-        While torch.compile traces, the program is its text.
-        """
-        if not torch.compiler.is_compiling():
-            step = codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, needs_grad, sources)
-            return step.program, step.program.names, step.tensors, step.program.backward is not None
-        text, names, paths, settings, backward = self.traced_step(kinds, dtype, needs_grad)
-        for path, value in settings:
-            # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
-            if _attribute(self, path) != value:
-                raise RuntimeError(f"{path} changed while it was traced")
-        return text, names, {name: _attribute(self, path) for name, path in paths}, backward
-
-    def traced_step(self, *of: Any) -> Any:
-        """What :meth:`_step` needs of a step; torch.compile takes it as a constant."""
-        step = codegen.step_of(self, self.states, type(self).one_step, *of)
-        program = step.program
-        settings = tuple((path, value) for path, value in step.settings)
-        return program.text, program.names, tuple(step.paths.items()), settings, program.backward is not None
-
-    traced_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
         """One time step of this neuron in C, forward and backward, for an arithmetic's dtype.
@@ -322,8 +251,8 @@ class FusedNode(_compat.BaseNode):
         """
         sources = self._sources(dtype)
         parameters = self.effective_parameters() if sources is None else self._own_parameters(sources)
-        kinds = tuple(_kind(name, value, sources is not None) for name, value in parameters.items())
-        return codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, backward, sources).program
+        kinds = tuple(kind_of(name, value, sources is not None) for name, value in parameters.items())
+        return codegen.step_of(self, self.states, self._kernel_equations(), kinds, dtype, backward, sources).program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -519,15 +448,6 @@ class FusedNode(_compat.BaseNode):
         for name in self._sequence_names():
             if self.__dict__.get(name, self) is not None:
                 setattr(self, name, None)
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if value is NOT_KEPT:
-            raise RuntimeError(
-                f"{type(self).__name__}: state {name!r} was not kept, as the neuron was built with keep_state=False; "
-                "build it with keep_state=True, or read it at every step with store_v_seq=True"
-            )
-        return value
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the states without their graph, which could not be copied."""

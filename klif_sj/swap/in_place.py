@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..fuse import own_class
+from ..network.places import Found, Place, Survey, survey
+from ..network.select import Selector, check_network, select, why_none
 from .hooks import carry_hooks
 from .neuron_settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
-from .places import Found, Place, Survey, survey
 from .swap_report import SwapReport, SwapRow
 from .translate import Entry, check_overrides, translate
-
-Selector = type | str | Callable[[str, nn.Module], bool]
 
 DEFAULT = tuple(cls for classes in KINDS.values() for cls in classes)
 NEURON_NAMES = {cls.__name__ for cls in (*DEFAULT, *SPIKING_NEURONS.values())}
@@ -85,25 +84,12 @@ def swap_neurons(
 
 
 def _check_network(net: object) -> None:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"expected a network, got {net!r}")
-    if is_neuron_class(type(net)):
+    if isinstance(net, nn.Module) and is_neuron_class(type(net)):
         raise ValueError(
             f"expected a network that holds neurons, got the neuron {type(net).__name__} itself, which cannot be "
             "replaced in place; build the new one, or put it into a torch.nn.Sequential"
         )
-    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        if tensor.is_meta:
-            raise ValueError(
-                f"expected a network with its values, got one on the meta device ({name!r}); swap after to_empty() and "
-                "loading them"
-            )
-    for path, module in net.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in NEURON_NAMES:
-            raise ValueError(
-                f"{path}: expected a Python module, got {module.original_name} within a TorchScript module, which is "
-                "compiled as it is; swap first, script or trace afterwards"
-            )
+    check_network(net, NEURON_NAMES, "swap")
 
 
 def _choose(
@@ -112,11 +98,11 @@ def _choose(
 ) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
     """The neurons to swap, and why the others are left alone."""
     everything = list(found.neurons.values())
-    matched = _select("match", match, everything)
-    skipped = _select("skip", skip, everything)
+    matched = select("match", match, everything, is_neuron_class)
+    skipped = select("skip", skip, everything, is_neuron_class)
     chosen, left_alone = {}, dict(found.unseen)
     for key, item in found.neurons.items():
-        kind = type(item.neuron)
+        kind = own_class(item.neuron)
         if key in skipped:
             left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
         elif key in matched or (match is None and kind in DEFAULT):
@@ -126,49 +112,8 @@ def _choose(
             left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
     if not chosen:
         others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to swap, got none ({others or _why_none(net)})")
+        raise ValueError(f"expected neurons to swap, got none ({others or why_none(net)})")
     return chosen, left_alone
-
-
-def _why_none(net: nn.Module) -> str:
-    for path, module in net.named_modules():
-        if type(module).__module__ == "spikingjelly.clock_driven.neuron":
-            return (
-                f"{path} is a {type(module).__name__} of spikingjelly.clock_driven; build the network within "
-                "'with klif_sj.patched(LIFNode=KLIFNode):', which translates that package's neurons"
-            )
-    return "the network has no spiking neuron"
-
-
-def _select(what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found]) -> set[int]:
-    """The ids of the neurons that any of the selectors means."""
-    selected = set()
-    for selector in _listed(selectors):
-        if isinstance(selector, type):
-            if not is_neuron_class(selector):
-                raise TypeError(f"{what}: expected a class of spiking neurons, got {selector!r}")
-            hits = [item for item in items if isinstance(item.neuron, selector)]
-        elif isinstance(selector, str):
-            hits = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
-        elif callable(selector):
-            hits = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
-            selected |= {id(item.neuron) for item in hits}
-            continue
-        else:
-            raise TypeError(f"{what}: expected a class, a pattern or a predicate, got {selector!r}")
-        if not hits:
-            present = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
-            raise ValueError(f"{what}: {selector!r} matches no neuron; the network has {present or 'none'}")
-        selected |= {id(item.neuron) for item in hits}
-    return selected
-
-
-def _listed(selectors: Selector | Iterable[Selector] | None) -> list[Selector]:
-    if selectors is None:
-        return []
-    if isinstance(selectors, type | str) or not isinstance(selectors, Iterable):
-        return [selectors]
-    return list(selectors)
 
 
 def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install: bool) -> SwapRow:

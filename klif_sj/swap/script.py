@@ -20,6 +20,7 @@ from typing import Any
 
 import klif_sj
 
+from ..fuse import fusing
 from .patch import patched
 
 CHILD = str(Path(__file__).with_name("child.py"))
@@ -62,8 +63,8 @@ def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
 
 
 @contextmanager
-def swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator[None]:
-    """Processes that multiprocessing spawns swap too: they run child.py in place of the script, which runs the script.
+def swapping_children(swaps: Sequence[str], settings: Sequence[str], fuse: bool = False) -> Iterator[None]:
+    """Processes that multiprocessing spawns swap and fuse too: they run child.py in place of the script, which runs it.
 
     Forked ones have inherited the patch.
     """
@@ -73,7 +74,7 @@ def swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator
         data = original(name)
         main = {key: data.pop(key) for key in ("init_main_from_path", "init_main_from_name") if key in data}
         if main:
-            os.environ[CHILD_VARIABLE] = json.dumps({"swap": list(swaps), "set": list(settings), **main})
+            os.environ[CHILD_VARIABLE] = json.dumps({"swap": list(swaps), "set": list(settings), "fuse": fuse, **main})
             data["init_main_from_path"] = CHILD
         return data
 
@@ -85,11 +86,14 @@ def swapping_children(swaps: Sequence[str], settings: Sequence[str]) -> Iterator
 
 
 def become_child() -> dict[str, Any]:
-    """In a spawned process: swap, and run the script as such a process does; returns its global names."""
+    """In a spawned process: swap and fuse, and run the script as such a process does; returns its global names."""
     told = json.loads(os.environ[CHILD_VARIABLE])
     # They last as long as the process does.
-    patch_for(told["swap"], told["set"]).__enter__()
-    swapping_children(told["swap"], told["set"]).__enter__()
+    if told["swap"]:
+        patch_for(told["swap"], told["set"]).__enter__()
+    if told["fuse"]:
+        fusing().__enter__()
+    swapping_children(told["swap"], told["set"], told["fuse"]).__enter__()
     if "init_main_from_name" in told:
         return runpy.run_module(told["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
     return runpy.run_path(told["init_main_from_path"], run_name="__mp_main__")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
+from ..network.table import aligned, group_lines
 from .neuron_settings import plain
 from .translate import ADDED, CHANGED, DROPPED, KEPT, OVERRIDDEN, WHAT, Entry
 
-TEXT_WIDTH = 88
 SEPARATE = (DROPPED, CHANGED)
 """What a table gives a line for each entry, as it comes with a reason."""
 
@@ -103,11 +101,10 @@ class SwapReport:
         lines = [f"{_count(number)}: {old} -> {new}" for (old, new), number in counts.items()] or [_count(0)]
         if self.dry_run:
             lines.append("dry run: nothing was changed")
-        cells = [("neuron", "", "settings"), *(line for group in self._groups() for line in _group_lines(*group))]
+        cells = [("neuron", "", "settings"), *(line for group in self._groups() for line in group_lines(*group))]
         for path, why in self.left_alone.items():
-            cells += _group_lines([path], [("left alone", why)])
-        left, middle = (max(len(row[column]) for row in cells) for column in (0, 1))
-        return "\n".join([*lines, "", *(f"{a:{left}}  {b:{middle}}  {c}".rstrip() for a, b, c in cells)])
+            cells += group_lines([path], [("left alone", why)])
+        return "\n".join([*lines, "", *aligned(cells)])
 
     def _groups(self) -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
         """The paths of neurons to which the same happened, and what did."""
@@ -127,20 +124,6 @@ def _details(row: SwapRow) -> Iterator[tuple[str, str]]:
             yield from ((what, text) for text in texts)
         elif texts:
             yield what, ", ".join(texts)
-
-
-def _group_lines(paths: list[str], details: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    yield ("", "", "")
-    yield from _columns(paths, details)
-
-
-def _columns(paths: Iterable[str], details: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    wrapped = []
-    for what, text in details:
-        first, *rest = textwrap.wrap(text, TEXT_WIDTH, break_long_words=False)
-        wrapped += [(what, first), *(("", line) for line in rest)]
-    for path, line in zip_longest(paths, wrapped):
-        yield path or "", *(line or ("", ""))
 
 
 def _count(number: int) -> str:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RELATIVE = {
-    torch.float64: 1e-10,
-    torch.float32: 2e-5,
-    # Arithmetic is float32, so half precision costs one rounding: half a unit in the last place.
-    torch.float16: 2.0**-11 * 1.05,
-    torch.bfloat16: 2.0**-8 * 1.05,
-}
+from klif_sj._tolerance import RELATIVE
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str = "result") -> None:

@@ -1,0 +1,424 @@
+"""Where a SpikingJelly neuron's time step is written on either line, how its states start, and what it records."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, functional, neuron, surrogate
+from torch import Tensor
+
+from . import LINE, SPIKINGJELLY_2
+
+HOOKS = ("neuronal_charge", "neuronal_adaptation", "neuronal_fire", "neuronal_reset")
+"""The methods of which 0.0.0.0.14 makes a step."""
+
+WHOLE = ("forward", "multi_step_forward", "functional_forward", "multi_step_functional_forward")
+"""The methods that compute more than one step."""
+
+
+class NoStepError(ValueError):
+    """A class of neurons of which no single time step can be taken, with the reason."""
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """One time step of a class of neurons.
+
+    :param equations: the step: takes ``self``, or a stand-in for it, and x; sets the states; returns the spike
+    :param hooks: a class that gives the methods which 0.0.0.0.14 has and 2.x has not; None where none is needed
+    :param note: what a report says about it
+    :param differs: whether SpikingJelly itself does not run these equations on this line
+    :param effective: what computes effective parameters of a neuron: by name, a tensor, and whether it is per step
+    :param modes: the step modes that SpikingJelly has for it
+    """
+
+    equations: Callable[[Any, Tensor], Tensor]
+    hooks: type | None = None
+    note: str = ""
+    differs: bool = False
+    effective: Callable[[Any], dict[str, tuple[Tensor, bool]]] | None = None
+    modes: tuple[str, ...] = ("s", "m")
+
+
+def is_neuron(cls: type) -> bool:
+    """Whether a class is one of SpikingJelly's neurons, or derived from one, or has a charge as they have."""
+    known = any(c.__module__.startswith(neuron.__name__) for c in cls.__mro__)
+    return known or (issubclass(cls, base.MemoryModule) and hasattr(cls, "neuronal_charge"))
+
+
+def starts_itself(cls: type) -> bool:
+    """Whether a user's class says from which states a call starts."""
+    names = ("materialize_states",) if SPIKINGJELLY_2 else ("v_float_to_tensor", "w_float_to_tensor")
+    return any(not is_upstream(_definer(cls, name)) for name in names)
+
+
+def is_upstream(cls: type) -> bool:
+    """Whether a class is SpikingJelly's or torch's own."""
+    return cls.__module__.partition(".")[0] in ("spikingjelly", "torch")
+
+
+def state_names(node: base.MemoryModule) -> tuple[str, ...]:
+    """The states that a step carries to the next: the memories, without 0.0.0.0.14's record of them."""
+    return tuple(name for name in node._memories if name != "v_seq")
+
+
+@functools.lru_cache(maxsize=4096)
+def step_source(cls: type) -> StepSource:
+    """Where the time step of a class of neurons is written.
+
+    :raises NoStepError: for a class that has none, or that does more in a call than to repeat it
+    """
+    if not issubclass(cls, base.MemoryModule):
+        raise NoStepError("it is no MemoryModule, so SpikingJelly keeps no states for it")
+    for name in WHOLE:
+        if not is_upstream(_definer(cls, name)):
+            raise NoStepError(
+                f"{_definer(cls, name).__name__} defines {name}, which may do more than repeat a step; write the step "
+                "as neuronal_charge, neuronal_fire and neuronal_reset and leave that method to SpikingJelly"
+            )
+    if _definer(cls, "forward") is not base.MemoryModule:
+        raise NoStepError(f"{_definer(cls, 'forward').__name__} defines forward, which does more than repeat a step")
+    return _step_source_2(cls) if SPIKINGJELLY_2 else _step_source_14(cls)
+
+
+def _definer(cls: type, name: str) -> type:
+    return next((c for c in cls.__mro__ if name in vars(c)), object)
+
+
+def _depth_of_users(cls: type, *names: str) -> int:
+    """How far up the bases of a class a user's own definition of one of these methods is."""
+    mro = cls.__mro__
+    return next((i for i, c in enumerate(mro) if not is_upstream(c) and any(n in vars(c) for n in names)), len(mro))
+
+
+def _method(cls: type, name: str) -> Callable[[Any, Tensor], Tensor]:
+    """A method of a class as equations; the trace notes it as it notes the methods that equations call."""
+    function = getattr(cls, name)
+
+    def equations(self: Any, x: Tensor) -> Tensor:
+        return function(self, x)
+
+    return equations
+
+
+def _by_hooks(self: Any, x: Tensor) -> Tensor:
+    self.neuronal_charge(x)
+    spike = self.neuronal_fire()
+    self.neuronal_reset(spike)
+    return spike
+
+
+def _by_adaptive_hooks(self: Any, x: Tensor) -> Tensor:
+    self.neuronal_charge(x)
+    self.neuronal_adaptation()
+    spike = self.neuronal_fire()
+    self.neuronal_reset(spike)
+    return spike
+
+
+def _step_source_14(cls: type) -> StepSource:
+    single = _definer(cls, "single_step_forward")
+    if single in (base.MemoryModule, object):
+        raise NoStepError("it has no single_step_forward")
+    shortcut = single in (neuron.IFNode, neuron.LIFNode)
+    if shortcut and _depth_of_users(cls, *HOOKS) < cls.__mro__.index(single):
+        note = f"in eval mode SpikingJelly {LINE} runs {single.__name__}'s step instead of this class's methods"
+        return StepSource(_method(neuron.BaseNode, "single_step_forward"), note=note, differs=True)
+    return StepSource(_method(cls, "single_step_forward"))
+
+
+def _step_source_2(cls: type) -> StepSource:
+    hooks, single = _depth_of_users(cls, *HOOKS), _depth_of_users(cls, "single_step_forward")
+    functional = _depth_of_users(cls, "single_step_functional_forward")
+    simple = issubclass(cls, neuron.SimpleBaseNode)
+    if single <= min(hooks, functional) and single < len(cls.__mro__):
+        return StepSource(_method(cls, "single_step_forward"))
+    if functional <= hooks and functional < len(cls.__mro__):
+        return _functional_step(cls)
+    if hooks < len(cls.__mro__) and not simple:
+        return _hooked_step(cls)
+    upstream = next(c for c in cls.__mro__ if is_upstream(c))
+    if upstream in PLAIN_STEPS:
+        whole = _definer(upstream, "multi_step_functional_forward")
+        differs = _definer(upstream, "single_step_functional_forward") is not whole is not base.MemoryModule
+        note = f"in multi-step mode SpikingJelly {LINE} runs {whole.__name__}'s step instead" if differs else ""
+        return StepSource(PLAIN_STEPS[upstream], note=note, differs=differs)
+    if upstream is getattr(neuron, "GatedLIFNode", None):
+        return StepSource(_gated_lif, effective=_gated_lif_parameters, modes=("m",))
+    if simple:
+        return StepSource(_method(cls, "single_step_forward"))
+    if _definer(cls, "single_step_functional_forward") in (base.MemoryModule, neuron.BaseNode):
+        raise NoStepError("it has no single step: SpikingJelly computes all of its steps at once")
+    if _definer(cls, "single_step_forward") not in (base.MemoryModule, neuron.BaseNode):
+        raise NoStepError(f"{_definer(cls, 'single_step_forward').__name__} does more in a step than to fire")
+    return _functional_step(cls)
+
+
+def _functional_step(cls: type) -> StepSource:
+    """2.x's pure step, as one that sets the states of ``self``, whose names are ``self._fused_states``."""
+    function = cls.single_step_functional_forward  # type: ignore[attr-defined]
+
+    def equations(self: Any, x: Tensor) -> Tensor:
+        names = self._fused_states
+        outputs, states = function(self, (x,), tuple(getattr(self, name) for name in names))
+        if len(outputs) != 1:
+            raise NoStepError(f"its step returns {len(outputs)} outputs, expected the spike alone")
+        for name, state in zip(names, states, strict=True):
+            setattr(self, name, state)
+        return outputs[0]
+
+    whole = _definer(cls, "multi_step_functional_forward")
+    if whole is base.MemoryModule or issubclass(whole, _definer(cls, "single_step_functional_forward")):
+        return StepSource(equations)
+    note = f"in multi-step mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's"
+    return StepSource(equations, note=note, differs=True)
+
+
+def _hooked_step(cls: type) -> StepSource:
+    upstream = next(c for c in cls.__mro__ if is_upstream(c))
+    kind = _hooks_of().get(upstream)
+    if kind is None:
+        raise NoStepError(
+            f"it overrides a method of {upstream.__name__}, of which SpikingJelly {LINE} has no charge, fire and "
+            "reset; derive it from BaseNode and write all three"
+        )
+    if upstream is neuron.BaseNode:
+        note = f"SpikingJelly {LINE} itself cannot run a BaseNode with charge, fire and reset"
+    else:
+        note = f"SpikingJelly {LINE} itself runs {upstream.__name__}'s step instead of this class's methods"
+    adaptive = issubclass(upstream, neuron.AdaptBaseNode) or hasattr(cls, "neuronal_adaptation")
+    return StepSource(_by_adaptive_hooks if adaptive else _by_hooks, kind, note, differs=True)
+
+
+PLAIN_STEPS: dict[type, Callable[[Any, Tensor], Tensor]] = {}
+"""2.x's neurons whose step calls a registered operator: the plain torch beneath that."""
+
+
+@functools.cache
+def _hooks_of() -> dict[type, type]:
+    return {}
+
+
+if SPIKINGJELLY_2:
+
+    @functools.cache
+    def _plain(operator: str) -> Callable[..., Any]:
+        """The plain torch step beneath a registered operator. SpikingJelly itself imports it with the first call."""
+        step: Callable[..., Any] = importlib.import_module(f"spikingjelly._ops.{operator}.reference").step
+        return step
+
+    def _firing(self: Any) -> tuple[Any, ...]:
+        return self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset
+
+    def _if_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("if_")(x, self.v, *_firing(self))
+        return spike
+
+    def _half_threshold_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("if_")(x, self.v, self.v_threshold, None, self.surrogate_function, self.detach_reset)
+        return spike
+
+    def _lif_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("lif")(x, self.v, self.tau, self.decay_input, *_firing(self))
+        return spike
+
+    def _sltt_step(self: Any, x: Tensor) -> Tensor:
+        v = self.v.detach() if self.training else self.v
+        fire = self.surrogate_function if self.training else surrogate.heaviside
+        spike, self.v, _ = _plain("lif")(
+            x, v, self.tau, self.decay_input, self.v_threshold, self.v_reset, fire, self.detach_reset
+        )
+        return spike
+
+    def _plif_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("plif")(x, self.v, self.w, self.decay_input, *_firing(self))
+        return spike
+
+    def _qif_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("qif")(x, self.v, self.tau, self.a0, self.v_rest, self.v_c, *_firing(self))
+        return spike
+
+    def _eif_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, _ = _plain("eif")(x, self.v, self.tau, self.v_rest, self.theta_rh, self.delta_T, *_firing(self))
+        return spike
+
+    def _izhikevich_step(self: Any, x: Tensor) -> Tensor:
+        spike, self.v, self.w, _ = _plain("izhikevich")(
+            x, self.v, self.w, self.tau, self.v_rest, self.v_c, self.a0, self.a, self.b, self.tau_w, *_firing(self)
+        )
+        return spike
+
+    def _activation_aware_step(self: Any, x: Tensor) -> Tensor:
+        threshold, offset = (_along(value, self.channel_dim) for value in (self.v_threshold, self.v_offset))
+        charged = self.v + x
+        spike = self.surrogate_function(charged + offset - threshold)
+        self.v = functional.voltage_reset(charged, spike, threshold, self.v_reset, self.detach_reset)
+        return spike
+
+    def _along(value: Tensor, channel_dim: int) -> Tensor:
+        """A value for each channel, shaped to follow a dimension that is counted from the last one."""
+        if value.dim() == 0:
+            return value
+        if channel_dim >= 0:
+            raise NoStepError(
+                f"channel_dim={channel_dim} is counted from the first dimension; give it as a negative one"
+            )
+        return value.view(-1, *(1,) * (-1 - channel_dim))
+
+    PLAIN_STEPS.update({
+        neuron.ActivationAwareIFNode: _activation_aware_step,
+        neuron.IFNode: _if_step, neuron.HalfThresholdIFNode: _half_threshold_step, neuron.LIFNode: _lif_step,
+        neuron.SLTTLIFNode: _sltt_step, neuron.ParametricLIFNode: _plif_step, neuron.QIFNode: _qif_step,
+        neuron.EIFNode: _eif_step, neuron.IzhikevichNode: _izhikevich_step,
+    })  # fmt: skip
+
+    class BaseHooks:
+        """0.0.0.0.14's methods of ``BaseNode``, for a class whose methods were written for them."""
+
+        def neuronal_charge(self, x: Tensor) -> None:
+            raise NotImplementedError(f"{type(self).__name__} must define neuronal_charge(self, x)")
+
+        def neuronal_fire(self: Any) -> Tensor:
+            return self.surrogate_function(self.v - self.v_threshold)
+
+        def neuronal_reset(self: Any, spike: Tensor) -> None:
+            self.v = functional.voltage_reset(self.v, spike, self.v_threshold, self.v_reset, self.detach_reset)
+
+        @staticmethod
+        def jit_hard_reset(v: Tensor, spike: Tensor, v_reset: float) -> Tensor:
+            return (1.0 - spike) * v + spike * v_reset
+
+        @staticmethod
+        def jit_soft_reset(v: Tensor, spike: Tensor, v_threshold: float) -> Tensor:
+            return v - spike * v_threshold
+
+        def v_float_to_tensor(self: Any, x: Tensor) -> None:
+            if isinstance(self.v, float):
+                self.v = torch.full_like(x.data, self.v)
+
+    class IFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            self.v = self.v + x
+
+    class LIFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            self.v = functional.lif_charge(x, self.v, self.tau, self.decay_input, self.v_reset)
+
+    class PLIFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            reset, leak = self.v_reset or 0.0, self.w.sigmoid()
+            self.v = self.v + ((x - (self.v - reset)) * leak if self.decay_input else x - (self.v - reset) * leak)
+
+    class QIFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            self.v = self.v + (x + self.a0 * (self.v - self.v_rest) * (self.v - self.v_c)) / self.tau
+
+    class EIFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            rise = self.delta_T * torch.exp((self.v - self.theta_rh) / self.delta_T)
+            self.v = self.v + (x + self.v_rest - self.v + rise) / self.tau
+
+    class AdaptHooks(BaseHooks):
+        def neuronal_reset(self: Any, spike: Tensor) -> None:
+            super().neuronal_reset(spike)
+            self.w = self.w + self.b * spike
+
+    class IzhikevichHooks(AdaptHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            self.v = self.v + (x + self.a0 * (self.v - self.v_rest) * (self.v - self.v_c) - self.w) / self.tau
+
+    class KLIFHooks(BaseHooks):
+        def neuronal_charge(self: Any, x: Tensor) -> None:
+            self.v = torch.relu(self.k * functional.lif_charge(x, self.v, self.tau, self.decay_input, self.v_reset))
+
+        def neuronal_reset(self: Any, spike: Tensor) -> None:
+            scale = self.k if self.scale_reset else 1.0
+            self.v = functional.voltage_reset(
+                self.v / scale, spike, self.v_threshold / scale, self.v_reset, self.detach_reset
+            )
+
+    _hooks_of().update({
+        neuron.BaseNode: BaseHooks, neuron.IFNode: IFHooks, neuron.LIFNode: LIFHooks,
+        neuron.ParametricLIFNode: PLIFHooks, neuron.QIFNode: QIFHooks, neuron.EIFNode: EIFHooks,
+        neuron.AdaptBaseNode: AdaptHooks, neuron.IzhikevichNode: IzhikevichHooks, neuron.KLIFNode: KLIFHooks,
+    })  # fmt: skip
+
+
+def _gated_lif(self: Any, x: Tensor) -> Tensor:
+    """2.x's GatedLIF: its memory ``u`` holds the previous spike within a call."""
+    p, v, spike = self.effective, self.v, self.u
+    keep = 1 - p.alpha * (1 - p.tau)
+    charged = keep * v - (1 - p.alpha) * p.linear_decay + x * (1 - p.beta * (1 - p.conduct))
+    self.v = charged - keep * v * p.gamma * spike - (1 - p.gamma) * p.v_subreset * spike
+    self.u = self.surrogate_function(self.v - p.v_threshold)
+    return self.u
+
+
+def _gated_lif_parameters(node: Any) -> dict[str, tuple[Tensor, bool]]:
+    names = ("alpha", "beta", "gamma", "tau", "v_threshold", "linear_decay", "v_subreset")
+    return {**{n: (getattr(node, n).sigmoid(), False) for n in names}, "conduct": (node.conduct.sigmoid(), True)}
+
+
+def _is_gated(node: Any) -> bool:
+    return SPIKINGJELLY_2 and isinstance(node, neuron.GatedLIFNode)
+
+
+def check_sequence(node: Any, x_seq: Tensor) -> None:
+    """:raises ValueError: for a sequence of another length than a neuron is made for"""
+    if _is_gated(node) and x_seq.shape[0] != node.T:
+        raise ValueError(f"{type(node).__name__}: expected T = {node.T} time steps, got {x_seq.shape[0]}")
+
+
+def starting_states(node: Any, x: Tensor, step_mode: str, dtype: torch.dtype, own: bool) -> dict[str, Any]:
+    """The states that a call with input x starts from, as SpikingJelly would have them.
+
+    :param dtype: of states; those that a call has left in it are not converted to that of x, as SpikingJelly would
+    :param own: what :func:`starts_itself` says of the neuron's class
+    """
+    names = node._fused_states
+    held = tuple(node._memories[name] for name in names)
+    step = x[0] if step_mode == "m" else x
+    if not SPIKINGJELLY_2:
+        if own and not isinstance(node.v, Tensor):
+            node.v_float_to_tensor(step)
+            held = tuple(node._memories[name] for name in names)
+        return dict(zip(names, held, strict=True))
+    if _is_gated(node):
+        return {"v": node.v, "u": 0.0}
+    if not own:
+        if all(type(state) in (int, float) for state in held):
+            return dict(zip(names, held, strict=True))
+        if all(
+            isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype
+            for s in held
+        ):
+            return dict(zip(names, held, strict=True))
+    return dict(zip(names, node.materialize_states((x,), held, step_mode), strict=True))
+
+
+def left_states(node: Any, final: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a call leaves as states."""
+    return {"v": final["v"], "u": final["v"]} if _is_gated(node) else dict(final)
+
+
+def stores_states(node: Any, step_mode: str) -> bool:
+    """Whether a call records the states of every step."""
+    if getattr(node, "store_state_seqs", False):  # ComplementaryLIFNode
+        return step_mode == "m"
+    single = SPIKINGJELLY_2 and isinstance(node, neuron.BaseNode)
+    return bool(getattr(node, "store_v_seq", False)) and (step_mode == "m" or single)
+
+
+def store_states(node: Any, sequences: Mapping[str, Tensor], step_mode: str) -> None:
+    """Record the states of every step, ``[T, N, *]``, as SpikingJelly does."""
+    if getattr(node, "store_state_seqs", False):
+        node.state_seqs = list(sequences.values())
+    elif step_mode == "s":
+        node._append_v_seq(sequences["v"][0])
+    else:
+        node.v_seq = sequences["v"]

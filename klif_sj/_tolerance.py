@@ -1,0 +1,14 @@
+"""The one table of tolerances: how far a result may be from another way to compute it."""
+
+from __future__ import annotations
+
+import torch
+
+RELATIVE = {
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    # Arithmetic is float32, so half precision costs one rounding: half a unit in the last place.
+    torch.float16: 2.0**-11 * 1.05,
+    torch.bfloat16: 2.0**-8 * 1.05,
+}
+"""By dtype, relative to the largest absolute value."""

@@ -1,0 +1,178 @@
+"""What a step computes of parameters alone, hoisted out of the step: views, indexing, sigmoids of whole tensors.
+
+A kernel's step reads one number of each parameter. While a step is traced, parameters of more than one element are the
+tensors themselves: an operation on them alone runs on the spot and is noted, and where one of their results meets the
+input or a state, a number takes its place. In every call of the neuron the noted operations run again, once, before
+the kernel, and their results are the kernel's parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .trace import StepTraceError, at, caller
+
+_IN_PLACE = re.compile(
+    r"__(setitem|i(add|sub|mul|matmul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_"
+)
+
+
+class _Result(NamedTuple):
+    """In the place of a tensor in a noted call: the number of the parameter or of the result."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """Operations on parameters, in order, and which of the results a kernel takes.
+
+    :param paths: of the parameters, which have the first numbers; a call's results have the next ones
+    :param calls: functions, and their arguments as they come out of a tree
+    :param taken: numbers of the results that are a kernel's parameters, by name
+    """
+
+    paths: tuple[str, ...]
+    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any], ...]
+    taken: Mapping[str, int]
+
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The kernel's parameters by name, of the neuron's tensors by path."""
+        values = [tensors[path] for path in self.paths]
+        for function, leaves, tree in self.calls:
+            found = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
+            args, kwargs = tree_unflatten(list(found), tree)
+            values += _tensors_in(function(*args, **kwargs))
+        return {name: values[number] for name, number in self.taken.items()}
+
+
+class Hoisting(TorchFunctionMode):
+    """Notes what a step computes of ``tensors`` alone.
+
+    :param tensors: the neuron's own, by path
+    :param names: that are given to something else
+    :param numbers: the numbers that stand for results, by name; None where the step runs to find out which are taken
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], names: Collection[str], numbers: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self._paths = tuple(tensors)
+        self._values = list(tensors.values())
+        self._number_of = {id(tensor): number for number, tensor in enumerate(self._values)}
+        self._origin = dict(enumerate(self._paths))
+        self._calls: list[tuple[Any, ...]] = []
+        self._numbers = numbers
+        self._taken: dict[str, int] = {}
+        self._stand_ins: dict[int, Tensor] = {}
+
+    def prologue(self) -> Prologue:
+        return Prologue(self._paths, tuple(self._calls), dict(self._taken))
+
+    def taken(self) -> dict[str, Tensor]:
+        """The results that the step takes, by name."""
+        return {name: self._values[number] for name, number in self._taken.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            leaves, tree = tree_flatten((args, kwargs or {}))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            ours = [self._is_ours(tensor) for tensor in tensors]
+            if not any(ours):
+                return func(*args, **(kwargs or {}))
+            if all(ours):
+                return self._compute(func, leaves, tree)
+            mixed = [self._stand_in(leaf) if self._is_ours(leaf) else leaf for leaf in leaves]
+            args, kwargs = tree_unflatten(mixed, tree)
+            return func(*args, **kwargs)
+
+    def _is_ours(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and id(leaf) in self._number_of
+
+    def _compute(self, func: Any, leaves: Sequence[Any], tree: Any) -> Any:
+        name = getattr(func, "__name__", "")
+        first = next(self._number_of[id(leaf)] for leaf in leaves if self._is_ours(leaf))
+        origin = self._origin[first]
+        if name in ("item", "tolist", "numpy", "__array__"):
+            raise StepTraceError(_in_python(origin))
+        if _IN_PLACE.fullmatch(name):
+            raise StepTraceError(
+                f"it changes {origin!r} in place{at(caller())}; a step may change states alone: register {origin!r} "
+                "with register_memory"
+            )
+        if name == "to":  # x of a trace is on the CPU, wherever the neuron is
+            leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.device)]
+        args, kwargs = tree_unflatten(leaves, tree) if name != "to" else _arguments(leaves)
+        with _disable_current_modes(), _Guard(origin):
+            result = func(*args, **kwargs)
+        found = _tensors_in(result)
+        if found:
+            noted, tree = tree_flatten((args, kwargs))
+            noted = [_Result(self._number_of[id(leaf)]) if self._is_ours(leaf) else leaf for leaf in noted]
+            self._calls.append((func, tuple(noted), tree))
+        for tensor in found:
+            number = len(self._values)
+            self._values.append(tensor)
+            self._number_of.setdefault(id(tensor), number)
+            self._origin[number] = origin
+        return result
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        """The number in the place of a result."""
+        number = self._number_of[id(tensor)]
+        if number not in self._stand_ins:
+            own = number < len(self._paths)
+            name = self._origin[number] if own else f"{self._origin[number]}_{number}"
+            name = f"raw_{name}" if name in self._names else name
+            self._taken[name] = number
+            given = (self._numbers or {}).get(name)
+            self._stand_ins[number] = torch.full((), 0.5) if given is None else given
+        return self._stand_ins[number]
+
+
+def _arguments(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Of ``Tensor.to``: what says a dtype, as one argument."""
+    dtype = next((leaf for leaf in leaves if isinstance(leaf, torch.dtype)), None)
+    tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    return (tensor, tensor.dtype if dtype is None else dtype), {}
+
+
+class _Guard(TorchDispatchMode):
+    """Refuses, of operations on parameters, those that are not the same in every call, or that end in Python."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__()
+        self._origin = origin
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise StepTraceError(f"{func._schema.name} draws random numbers{at(caller())}")
+        if func._schema.name in ("aten::_local_scalar_dense", "aten::equal"):
+            raise StepTraceError(_in_python(self._origin))
+        return func(*args, **(kwargs or {}))
+
+
+def _in_python(origin: str) -> str:
+    return (
+        f"it reads the value of {origin!r} in Python (.item(), if, float()){at(caller())}, which would stay as it is "
+        "now; compute with the tensor instead"
+    )
+
+
+def _tensors_in(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]

@@ -1,0 +1,9 @@
+"""Any SpikingJelly neuron on generated kernels (:func:`fuse`), and the check that it computes the same."""
+
+from .automatic import fusing
+from .check import check_fused
+from .convert import fuse
+from .fused import own_class
+from .report import FuseReport, FuseRow
+
+__all__ = ["FuseReport", "FuseRow", "check_fused", "fuse", "fusing", "own_class"]

@@ -1,0 +1,166 @@
+"""fuse: the neurons of an existing network on generated kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import codegen, runtime
+from .._checks import check_bool
+from .._compat import kernel_precision, spiking_neurons, steps
+from ..network.places import Found, survey
+from ..network.select import Selector, check_network, select, why_none
+from ..neuron import FusedNode
+from ..neuron.states import NOT_KEPT
+from .check import check_fused
+from .fused import SETTINGS, Fused, fused_class, own_class
+from .report import FuseReport, FuseRow
+
+
+class CannotFuse(ValueError):
+    """Why a neuron cannot be fused."""
+
+
+def fuse(
+    net: nn.Module,
+    *,
+    match: Selector | Iterable[Selector] | None = None,
+    skip: Selector | Iterable[Selector] | None = None,
+    backend: str = "auto",
+    keep_state: bool = True,
+    verify: bool = False,
+    dry_run: bool = False,
+) -> FuseReport:
+    """Put the spiking neurons of a network onto kernels that are generated from their own equations, in place.
+
+    Each neuron stays the object that it is: its class becomes a generated subclass of its own class, so that
+    attributes, parameters, states, hooks, ``state_dict``, copies and pickles are as before. A neuron is found wherever
+    the network refers to it: in a container, an attribute, a plain list, tuple or dict.
+
+    A neuron's step is what its class says: charge, fire and reset, as in SpikingJelly 0.0.0.0.14, on either line; or
+    SpikingJelly 2's ``single_step_functional_forward``. Parameters and buffers may have any shape that broadcasts
+    against a step. Random numbers, matrix products, normalisation and buffers that a step changes cannot be fused: such
+    a neuron is left alone, and the report says why.
+
+    :param net: a network, or a single neuron
+    :param match: what to fuse: classes (and what derives from them), patterns of paths such as ``"layer1.*"``, or
+        predicates ``(path, neuron) -> bool``, one or several. None: every neuron.
+    :param skip: what not to fuse, in the same words
+    :param backend: ``'auto'``, ``'cpp'``, ``'cupy'``, or ``'torch'``, which runs the neuron's own eager code
+    :param keep_state: False says that every multi-step call starts from the reset values, and spares the final states
+    :param verify: compare every fused neuron with its own eager code on random input (:func:`klif_sj.check_fused`)
+    :param dry_run: only report
+    :return: the report, whose ``undo()`` gives the neurons their own classes back
+
+    :raises TypeError: for what is no network
+    :raises ValueError: if nothing matches, or no neuron that matches can be fused; for a network on the meta device, or
+        with a neuron within a TorchScript module
+    :raises RuntimeError: for a backend that this machine cannot run
+    :raises AssertionError: with ``verify=True``, if a neuron's kernels differ from its eager code by more than rounding
+
+    The network is as before after an error.
+    """
+    settings = dict(zip(SETTINGS, (backend, check_bool("keep_state", keep_state)), strict=False))
+    check_network(net, {cls.__name__ for cls in spiking_neurons().values()}, "fuse")
+    runtime.require_backend(backend)
+    found = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
+    chosen, left_alone = _choose(list(found.neurons.values()), match, skip)
+    left_alone |= found.unseen
+    rows, changes = [], []
+    for item in chosen:
+        try:
+            row, cls = _prepared(item, settings)
+        except (CannotFuse, codegen.StepTraceError, steps.NoStepError) as error:
+            left_alone[item.paths[0]] = f"{type(item.neuron).__name__}: {error}"
+            continue
+        if verify:
+            row = replace(row, differences=check_fused(item.neuron))
+        changes.append((item.neuron, cls, dict(settings, _fused_states=row.states)))
+        rows.append(row)
+    if not rows:
+        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to fuse, got none ({others or why_none(net)})")
+    report = FuseReport(tuple(rows), left_alone, dry_run)
+    if not dry_run:
+        for node, cls, added in changes:
+            node.__dict__.update(added)
+            node.__class__ = cls
+        report._undo = functools.partial(_undo, changes)
+    return report
+
+
+class _Holder(nn.Module):
+    """Holds a single neuron as a network would."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    return steps.is_neuron(type(module))
+
+
+def _choose(
+    items: list[Found], match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None
+) -> tuple[list[Found], dict[str, str]]:
+    """The neurons to fuse, and why the others are left alone."""
+    matched, skipped = (select(*asked, items, steps.is_neuron) for asked in (("match", match), ("skip", skip)))
+    chosen, left_alone = [], {}
+    for item in items:
+        name, key = own_class(item.neuron).__name__, id(item.neuron)
+        if key in skipped:
+            left_alone[item.paths[0]] = f"{name}: skip asks for it"
+        elif match is not None and key not in matched:
+            left_alone[item.paths[0]] = f"{name}: not in match"
+        else:
+            chosen.append(item)
+    return chosen, left_alone
+
+
+def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:
+    """The row of a neuron that can be fused, and the class that it gets; the neuron itself is as before.
+
+    :raises CannotFuse, NoStepError, StepTraceError: where it cannot be fused
+    """
+    node: Any = item.neuron
+    own: Any = type(node)
+    if isinstance(node, FusedNode | Fused):
+        raise CannotFuse("it runs on generated kernels already")
+    if isinstance(node, torch.jit.ScriptModule):
+        raise CannotFuse("it is a TorchScript module, which is compiled as it is; fuse first, script afterwards")
+    if kernel_precision(node) is not None:
+        raise CannotFuse("a precision is set for SpikingJelly's own kernels of it; fuse a network without one")
+    try:
+        cls: Any = fused_class(own)
+    except TypeError as error:
+        raise CannotFuse(f"no subclass of its class can be made ({error})") from error
+    names = steps.state_names(node)
+    if not cls._fused_starts_itself:
+        for name in names:
+            if not isinstance(node._memories_rv[name], int | float | Tensor):
+                raise CannotFuse(
+                    f"its state {name!r} starts as {node._memories_rv[name]!r}; register it with a number or a tensor"
+                )
+    twin: Any = object.__new__(cls)
+    twin.__dict__.update(node.__dict__, **settings, _fused_states=names)
+    step = twin._kernel_neuron_step()
+    return FuseRow(tuple(item.paths), own, names, step.program.names, cls._fused_source.note), cls
+
+
+def _undo(changes: list[tuple[Any, Any, dict[str, Any]]]) -> None:
+    changed = [type(node).__name__ for node, cls, _ in changes if type(node) is not cls]
+    if changed:
+        raise RuntimeError(f"expected the neurons as fuse left them, got others of class {', '.join(changed)} since")
+    for node, cls, added in changes:
+        for name, value in node._memories.items():
+            if value is NOT_KEPT:
+                node._memories[name] = node._memories_rv[name]
+        for name in added:
+            del node.__dict__[name]
+        node.__class__ = cls._fused_class

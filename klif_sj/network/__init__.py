@@ -1,0 +1,1 @@
+"""A network's neurons: where it holds them, and which of them are meant."""

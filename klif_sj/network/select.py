@@ -1,0 +1,83 @@
+"""Which of a network's neurons are meant, and which networks cannot be changed."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import nn
+
+from .places import Found
+
+Selector = type | str | Callable[[str, nn.Module], bool]
+
+
+def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
+    """Refuse what is no network, or one whose neurons cannot be changed.
+
+    :param neuron_names: names of classes of neurons, which no TorchScript module may hold
+    :param act: what is to be done to the network, as a verb
+
+    :raises TypeError: for what is no network
+    :raises ValueError: for a network on the meta device, or with a neuron within a TorchScript module
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"expected a network, got {net!r}")
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"expected a network with its values, got one on the meta device ({name!r}); {act} after to_empty() "
+                "and loading them"
+            )
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in neuron_names:
+            raise ValueError(
+                f"{path}: expected a Python module, got {module.original_name} within a TorchScript module, which is "
+                f"compiled as it is; {act} first, script or trace afterwards"
+            )
+
+
+def why_none(net: nn.Module) -> str:
+    """Why a network in which no neuron was found may have none."""
+    for path, module in net.named_modules():
+        if type(module).__module__ == "spikingjelly.clock_driven.neuron":
+            return (
+                f"{path} is a {type(module).__name__} of spikingjelly.clock_driven; build the network within "
+                "'with klif_sj.patched(LIFNode=KLIFNode):', which translates that package's neurons"
+            )
+    return "the network has no spiking neuron"
+
+
+def select(
+    what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
+    is_neuron_class: Callable[[type], bool],
+) -> set[int]:  # fmt: skip
+    """The ids of the neurons that any of the selectors means."""
+    selected = set()
+    for selector in _listed(selectors):
+        if isinstance(selector, type):
+            if not is_neuron_class(selector):
+                raise TypeError(f"{what}: expected a class of spiking neurons, got {selector!r}")
+            hits = [item for item in items if isinstance(item.neuron, selector)]
+        elif isinstance(selector, str):
+            hits = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
+        elif callable(selector):
+            hits = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
+            selected |= {id(item.neuron) for item in hits}
+            continue
+        else:
+            raise TypeError(f"{what}: expected a class, a pattern or a predicate, got {selector!r}")
+        if not hits:
+            present = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
+            raise ValueError(f"{what}: {selector!r} matches no neuron; the network has {present or 'none'}")
+        selected |= {id(item.neuron) for item in hits}
+    return selected
+
+
+def _listed(selectors: Selector | Iterable[Selector] | None) -> list[Selector]:
+    if selectors is None:
+        return []
+    if isinstance(selectors, type | str) or not isinstance(selectors, Iterable):
+        return [selectors]
+    return list(selectors)
