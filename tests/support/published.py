@@ -188,7 +188,7 @@ class IMP(Node):
 
     # 0.0.0.0.14 asks for the first state here ...
     def v_float_to_tensor(self, x: Tensor) -> None:
-        if isinstance(self.v, float):
+        if not isinstance(self.v, Tensor):
             self.v = self.initial.to(x.dtype).expand_as(x)
 
     # ... and SpikingJelly 2 here.
