@@ -46,9 +46,11 @@ def test_narrow_convolutions_are_found(convolution: nn.Module, expected: bool) -
 def test_a_narrow_network_stays_contiguous_and_says_so(
     name: str, width: float, narrow: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    net = network_of(load_recipe(name).override(width=width, backend="torch"))
+    recipe = load_recipe(name).override(width=width, backend="torch")
+    assert recipe.channels_last
+    net = network_of(recipe)
     with caplog.at_level(logging.WARNING, logger="klif_sj"):
-        module = SpikingClassifier(net, channels_last=True)
+        module = SpikingClassifier(net, recipe)
     assert module.channels_last is not narrow
     weights = [conv.weight for conv in module.modules() if isinstance(conv, nn.Conv2d)]
     assert all(weight.is_contiguous() for weight in weights) is narrow
@@ -64,7 +66,7 @@ from klif_sj.training.run import SpikingClassifier, network_of
 
 for name in sys.argv[1:]:
     recipe = load_recipe(name).override(width=1 / 16, time_steps=4, backend="torch")
-    module = SpikingClassifier(network_of(recipe), channels_last=recipe.channels_last)
+    module = SpikingClassifier(network_of(recipe), recipe)
     images, labels = torch.rand(4, *module.net.input_shape), torch.arange(4)
     module.loss(module(images), labels).backward()
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
