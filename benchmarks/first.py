@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,8 @@ def run(part: Part, log: Path, lacks: Callable[[str], str | None]) -> Result:
 
 def page(results: list[Result], measured: list[Row], predicted: list[Row]) -> str:
     """The report."""
-    cells = [(r.title, r.status, f"{r.seconds:.0f}", r.told.replace("|", "\\|")[:300]) for r in results]
-    lines = ["# The first ten minutes on a GPU", "", *table(("part", "result", "seconds", "last words"), cells)]
+    told = [(r.title, r.status, f"{r.seconds:.0f}", r.told.replace("|", "\\|")[:300]) for r in results]
+    lines = ["# The first ten minutes on a GPU", "", *table(("part", "result", "seconds", "last words"), told)]
     for heading, status in (("What did not hold", FAILED), ("What was skipped", SKIPPED)):
         if chosen := [r for r in results if r.status == status]:
             lines += ["", f"## {heading}", "", *(f"- {r.title}: {r.told}" for r in chosen)]
@@ -145,7 +145,7 @@ def page(results: list[Result], measured: list[Row], predicted: list[Row]) -> st
     if not measured:
         return "\n".join([*lines, "Nothing was measured.", ""])
     of_case = {tuple(row[key] for key in KEYS): row for row in predicted}
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for row in measured:
         expected = of_case.get(tuple(row[key] for key in KEYS), {})
         prediction = expected.get("predicted_share")
@@ -155,11 +155,11 @@ def page(results: list[Result], measured: list[Row], predicted: list[Row]) -> st
             (*(str(row[key]) for key in KEYS), *about, "" if prediction is None else f"{prediction:.0%}",
              f"{row['share']:.0%}", f"{row['microseconds']:.0f}", "short of it" if short else "")
         )  # fmt: skip
-    heading = (*KEYS, "registers", "spills", "instructions a neuron-step", "predicted", "measured", "us", "")
-    return "\n".join([*lines, *table(heading, cells), ""])
+    columns = (*KEYS, "registers", "spills", "instructions a neuron-step", "predicted", "measured", "us", "")
+    return "\n".join([*lines, *table(columns, cells), ""])
 
 
-def table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (heading, ("---",) * len(heading), *rows)]
 
 

@@ -28,9 +28,9 @@ INTRODUCTION = """\
 - Before anything is timed, its spikes and all its gradients are compared with the equations in float64. A provider that
   computes something else is *refused*, and one that raises an error has *failed*.
 - Layers are `[T, N, C, H, W]` with up to 64 channels. States start at zero in every call, and `reset` is part of the
-  time. Inputs are random and give 10 to 40 % spikes. They are results of an operation, as they are in a network, so
-  states that nobody reads are not written. Several inputs are used in turn. The gradient of the spikes is dense and
-  random.
+  time. Our neurons keep no final states (`keep_state=False`), like those of a training that resets after every batch.
+  Inputs are random and give 10 to 40 % spikes. They are results of an operation, as they are in a network. Several
+  inputs are used in turn. The gradient of the spikes is dense and random.
 - Times are medians. GPU times come from CUDA events, with a cleared L2 cache; *graph* is a CUDA graph that is replayed.
   CPU times come from `torch.utils.benchmark`. On a CPU the providers of a workload take turns, several times, so that a
   slow minute of the machine affects all of them.

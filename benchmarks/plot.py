@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,10 @@ from bench.rows import FILE, Row, read_rows
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-COLOURS = pyplot.get_cmap("tab10").colors
+COLOURS = [f"C{number}" for number in range(10)]
+"""Matplotlib's default colours, tab10."""
+
+Quantity = Callable[[Row], int]
 
 
 def main() -> None:
@@ -71,10 +75,10 @@ def draw_growth(folder: Path, device: str, neuron: str, rows: list[Row], colours
     measured = Counter(row["threads"] or 0 for row in rows)
     threads = max(measured, key=lambda number: (measured[number], number), default=0)
     rows = [row for row in rows if (row["threads"] or 0) == threads]
-    panels = {"neuron-steps": ("T", size), "T": (size, "T")}
+    panels: dict[str, tuple[Quantity, Quantity]] = {"neuron-steps": (steps, size), "T": (size, steps)}
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=False)
     drawn = [
-        draw_lines(axis, rows, colours, fixed, lambda row, x=x: x(row) if callable(x) else row[x], label)
+        draw_lines(axis, rows, colours, fixed, x, label)
         for axis, (label, (fixed, x)) in zip(axes, panels.items(), strict=True)
     ]
     path = folder / f"growth-{device}-{neuron}.svg"
@@ -82,17 +86,10 @@ def draw_growth(folder: Path, device: str, neuron: str, rows: list[Row], colours
     return save(figure, path) if any(drawn) else discard(figure)
 
 
-def draw_lines(
-    axis: Axes, rows: list[Row], colours: dict[str, str], fixed: str | Callable[[Row], int],
-    x: Callable[[Row], float], label: str,
-) -> bool:  # fmt: skip
+def draw_lines(axis: Axes, rows: list[Row], colours: dict[str, str], fixed: Quantity, x: Quantity, label: str) -> bool:
     """One line a provider, over the rows that share the most frequent value of what is fixed."""
-
-    def held(row: Row) -> int:
-        return fixed(row) if callable(fixed) else row[fixed]
-
     values: Counter[int] = Counter()
-    for value, _ in {(held(row), x(row)) for row in rows}:
+    for value, _ in {(fixed(row), x(row)) for row in rows}:
         values[value] += 1
     if not values or values.most_common(1)[0][1] < 2:
         axis.set_axis_off()
@@ -100,15 +97,19 @@ def draw_lines(
     value = values.most_common(1)[0][0]
     lines: dict[tuple[str, str], dict[float, float]] = {}
     for row in rows:
-        if held(row) == value:
+        if fixed(row) == value:
             lines.setdefault((row["provider"], row["launch"]), {})[x(row)] = row["median_us"]
     for (provider, launch), points in sorted(lines.items()):
-        style = {"marker": ".", "color": colours[provider], "linestyle": ":" if launch == "graph" else "-"}
+        style: dict[str, Any] = {
+            "marker": ".",
+            "color": colours[provider],
+            "linestyle": ":" if launch == "graph" else "-",
+        }
         if provider == LIMIT:
             style |= {"marker": "", "linewidth": 2}
         name = provider if launch == "eager" else f"{provider}, graph replay"
         axis.loglog(*zip(*sorted(points.items()), strict=True), label=name, **style)
-    axis.set(xlabel=label, ylabel="µs", title=f"T = {value}" if fixed == "T" else f"{value} neuron-steps")
+    axis.set(xlabel=label, ylabel="µs", title=f"T = {value}" if fixed is steps else f"{value} neuron-steps")
     axis.set_xscale("log", base=2)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
@@ -141,6 +142,10 @@ def draw_bars(
     handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.legend(handles.values(), handles.keys(), fontsize=7)
     return save(figure, path)
+
+
+def steps(row: Row) -> int:
+    return row["T"]
 
 
 def size(row: Row) -> int:

@@ -15,7 +15,7 @@ from bench import layer, timing
 from bench import training as networks
 from bench.correctness import reference
 from bench.environment import environment, machine_name
-from bench.plan import SUITES, Job, jobs
+from bench.plan import SUITES, Job, TrainingJob, jobs
 from bench.providers import ALLOCATORS, OLD_LINE, Provider, can_serve, processes, providers
 from bench.rows import Results, Row
 
@@ -100,7 +100,7 @@ def default_folder(device: str, allocator: str) -> Path:
     return RESULTS / f"{machine_name(device)}{suffix}"
 
 
-def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
+def run_processes(plan: list[Job | TrainingJob], options: argparse.Namespace) -> int:
     """Run every tier in one process after the other: each has another SpikingJelly, or other kernels of it."""
     found = processes(options.old_line, options.allocator)
     if OLD_LINE not in found:
@@ -116,7 +116,7 @@ def run_processes(plan: list[Job], options: argparse.Namespace) -> int:
     return failed
 
 
-def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> int:
+def run_process(plan: list[Job | TrainingJob], options: argparse.Namespace, request: str) -> int:
     """Measure the jobs of one tier with the providers of one process; 1 if any of them could not be measured."""
     process, tier = request.split(":")
     failed = 0
@@ -141,19 +141,20 @@ def run_process(plan: list[Job], options: argparse.Namespace, request: str) -> i
 
 
 def measure(
-    job: Job, process: str, results: Results, bandwidths: dict[tuple[str, int], float], options: argparse.Namespace
-) -> Iterator[Row]:
+    job: Job | TrainingJob, process: str, results: Results, bandwidths: dict[tuple[str, int], float],
+    options: argparse.Namespace,
+) -> Iterator[Row]:  # fmt: skip
     """The rows that a job lacks, until the time is up."""
-    workload = job.workload
-    min_seconds = 0.1 if options.quick else 0.2 if workload.device == "cuda" else 0.5
+    min_seconds = 0.1 if options.quick else 0.2 if job.workload.device == "cuda" else 0.5
     missing = [p for p in serving(job, process, options) if not done(job, p.name, results)]
     wants_copy = process == "main" and job.measure == "time" and options.provider in layer.COPY
     wants_copy = wants_copy and not done(job, layer.COPY, results)
     if (not missing and not wants_copy) or time.time() > options.deadline:
         return
-    if job.measure == "training":
+    if isinstance(job, TrainingJob):
         yield from networks.measure(job, missing, min_seconds)
         return
+    workload = job.workload
     key = workload.device, workload.threads
     if job.measure == "time" and key not in bandwidths:
         torch.set_num_threads(workload.threads)
@@ -165,7 +166,7 @@ def measure(
     yield from layer.measure(job, missing, expected, bandwidth, min_seconds, options.deadline)
 
 
-def serving(job: Job, process: str, options: argparse.Namespace) -> list[Provider]:
+def serving(job: Job | TrainingJob, process: str, options: argparse.Namespace) -> list[Provider]:
     """The providers of a process that take part in a job. Rivals that turn out not to run have a row that says so."""
     workload = job.workload
     return [
@@ -178,7 +179,7 @@ def serving(job: Job, process: str, options: argparse.Namespace) -> list[Provide
     ]
 
 
-def done(job: Job, provider: str, results: Results) -> bool:
+def done(job: Job | TrainingJob, provider: str, results: Results) -> bool:
     launches = {
         "time": ("eager",),
         "host": ("host",),
@@ -188,7 +189,7 @@ def done(job: Job, provider: str, results: Results) -> bool:
     }[job.measure]
     measurements = (
         {"suite": job.suite, "workload": job.workload.name, "provider": provider, "pass": of_pass, "launch": launch}
-        for of_pass in (("step",) if job.measure == "training" else job.passes)
+        for of_pass in job.passes
         for launch in launches
     )
     return all(results.has(measurement) for measurement in measurements)
@@ -206,7 +207,7 @@ def summary(row: Row) -> str:
     return f"{where}: {row['median_us']:.1f} us{share}"
 
 
-def print_plan(plan: list[Job], options: argparse.Namespace) -> None:
+def print_plan(plan: list[Job | TrainingJob], options: argparse.Namespace) -> None:
     for job in plan:
         print(f"tier {job.tier}  {job.suite:9} {job.measure:10} {job.workload.name}  ({', '.join(job.passes)})")
         for process in processes(options.old_line, options.allocator):

@@ -21,8 +21,7 @@ from bench.machine_code import Code, Issued, Warp, codes, compile_cubin, disasse
 from bench.neurons import ours
 
 from klif_sj.codegen.kernel import Kernel
-from klif_sj.codegen.program import Program
-from klif_sj.runtime import cuda, dispatch
+from klif_sj.runtime import cuda
 from klif_sj.runtime.layout import Geometry
 
 ROOT = Path(__file__).parents[1]
@@ -32,20 +31,20 @@ PAGE = ROOT / "docs" / "predicted.md"
 NEURONS = {"klif": "klif", "clif": "clif", "glif": "glif-channel"}
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels-last")
+PASSES = ("forward", "backward")
 CHANNELS, POSITIONS, SIZE = 64, 1024, 1 << 26
 """Of the layer: channels, positions of a channel, and neurons times steps."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a kernel without running it."""
+    """What is known of a kernel without running it. Counts are a thread's, or a warp's, in one turn."""
 
     neuron: str
     pass_: str
     dtype: str
     T: int
     layout: str
-    arch: int
     vector: int
     registers: int
     spills: int
@@ -54,27 +53,29 @@ class Found:
     loads: dict[str, int]
     stores: dict[str, int]
     barriers: int
-    memory_waits: int
+    memory_waits: float
     bytes_in_flight: int
     instructions_per_neuron_step: float
     finish_microseconds: float
     predicted_share: float
 
+    def row(self) -> dict[str, Any]:
+        """As in the table: a JSON object."""
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
 
 def main() -> int:
     options = parse_arguments()
     if options.table:
-        found = [read(*case, options.arch) for case in cases()]
-        JSON.write_text(json.dumps([row(one) for one in found], indent=1) + "\n")
-        PAGE.write_text(page(json.loads(JSON.read_text())))
+        rows = [read(*case, options.arch).row() for case in cases()]
+        JSON.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        PAGE.write_text(page(rows))
         print(JSON, PAGE, sep="\n")
         return 0
-    passes = (options.pass_,) if options.pass_ else ("forward", "backward")
-    for pass_ in passes:
-        for name, value in asdict(
-            read(options.neuron, pass_, options.dtype, options.T, options.layout, options.arch)
-        ).items():
-            print(f"{name.rstrip('_').replace('_', ' '):30} {value}")
+    for pass_ in (options.pass_,) if options.pass_ else PASSES:
+        found = read(options.neuron, pass_, options.dtype, options.T, options.layout, options.arch)
+        for name, value in found.row().items():
+            print(f"{name.replace('_', ' '):30} {value}")
         print()
     return 0
 
@@ -85,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--neuron", choices=tuple(NEURONS), default="klif")
     add("--dtype", choices=(*DTYPES, "float64"), default="float32")
     add("--T", type=int, default=4)
-    add("--pass", dest="pass_", choices=("forward", "backward"), help="default: both")
+    add("--pass", dest="pass_", choices=PASSES, help="default: both")
     add("--layout", choices=LAYOUTS, default="contiguous")
     add(
         "--arch",
@@ -104,16 +105,14 @@ def cases() -> list[tuple[str, str, str, int, str]]:
         for neuron in NEURONS
         for layout in (LAYOUTS if neuron == "glif" else LAYOUTS[:1])
         for dtype in DTYPES
-        for pass_ in ("forward", "backward")
+        for pass_ in PASSES
         for steps in (4, 8, 16)
     ]
 
 
 def kernel_of(neuron: str, pass_: str, dtype: str, steps: int, layout: str) -> Kernel:
     node = ours(NEURONS[neuron], "torch", steps, CHANNELS)
-    real = torch.float64 if dtype == "float64" else torch.float32
-    _, kinds = dispatch._arguments(node, node.effective_parameters())
-    program = Program.decode(node.step_program(real, kinds, pass_ == "backward")[0])
+    program = node.program(torch.float64 if dtype == "float64" else torch.float32)
     by_channel = any(p.per_channel for p in program.parameters)
     columns = by_channel and layout == "channels-last"
     return Kernel(program, steps, getattr(torch, dtype), columns, False, pass_ == "backward")
@@ -148,19 +147,20 @@ def read(neuron: str, pass_: str, dtype: str, steps: int, layout: str, arch: int
     seconds = scoreboard.cycles(found, max(round(warps / 4), 1), max(round(lives), 1)) / scoreboard.CLOCK
     finish = finish_seconds(kernel, functions, arch, geometry, shares) if kernel.grads else 0.0
     moved = (3 if kernel.backward else 2) * SIZE * size
-    neuron_steps = SIZE / (blocks * threads / 32) / 32 * 1.0  # of a lane of a warp
+    turns = rows if not kernel.columns else math.ceil(rows * cuda.block_width(CHANNELS, vector) / threads)
+    loads, stores = widths(trace, "LDG", packs), widths(trace, "STG", packs)
     return Found(
-        neuron, pass_, dtype, steps, layout, arch, vector,
+        neuron, pass_, dtype, steps, layout, vector,
         registers=code.registers,
         spills=code.spilled,
         warps=warps,
         blocks=blocks,
-        loads=widths(trace, "LDG", packs),
-        stores=widths(trace, "STG", packs),
+        loads={width: count // turns for width, count in loads.items()},
+        stores={width: count // turns for width, count in stores.items()},
         barriers=sum(one.instruction.opcode.startswith("BAR") for one in trace if one.executed),
-        memory_waits=memory_waits(trace, packs, rows),
-        bytes_in_flight=0,
-        instructions_per_neuron_step=round(len(trace) / neuron_steps, 1),
+        memory_waits=round(memory_waits(trace, packs) / turns, 1),
+        bytes_in_flight=sum(int(width.split()[0]) * count // turns for width, count in loads.items()) * 32 * warps,
+        instructions_per_neuron_step=round(len(trace) * blocks * threads / SIZE, 1),
         finish_microseconds=round(finish * 1e6, 1),
         predicted_share=round(min(moved / scoreboard.BANDWIDTH / (seconds + finish), 1.0), 2),
     )  # fmt: skip
@@ -192,6 +192,48 @@ def fields(kernel: Kernel, geometry: Geometry, rows: int) -> dict[int, tuple[str
     return found
 
 
+INTRODUCTION = """\
+# Predicted, not measured
+
+No kernel of this page has run on a GPU. It is written by `python benchmarks/sass.py --table`, which compiles each
+kernel with NVRTC for an H100 (sm_90), reads the machine code with `nvdisasm` (`pip install nvidia-cuda-nvdisasm`),
+follows one warp through it, and runs a model of a multiprocessor. The rows are in `benchmarks/predicted.json`;
+`python benchmarks/sass.py --neuron klif --dtype float16 --T 4` prints one of them.
+
+The layer has 2^26 neuron-steps: GLIF has 64 channels of 1024 positions, or channels innermost (channels-last); KLIF
+and CLIF have no parameters by channel, so that their layout does not matter. States start at zero, and final ones are
+not asked for. **Share** is the time of a copy that moves as many bytes as the pass has to, at 3.0 TB/s, divided by the
+kernel's, the second pass of its sums included.
+
+The model: a quarter of a multiprocessor issues an instruction a cycle, at 1.9 GHz, of any warp that is ready. When a
+warp is ready is written in the machine code: by stall counts, and by barriers that memory, shared memory and special
+functions clear after a latency (700 cycles for memory, 24 to 40 for the rest). Integer, comparison and conversion
+instructions take their pipe for two cycles, special functions for eight. Memory is a queue at its bandwidth. Registers
+say how many blocks there are at a time. It knows nothing of the instruction cache, of DRAM's pages, or of a clock that
+falls: take it for 10 points either way, and more where a share is low.
+
+**Registers** and **spills** (bytes) are the assembler's. **Access** is what a thread loads at a time, **waits** how
+often a warp waits for memory in a turn, **flight** the bytes that a multiprocessor has asked for at a time, **instr.**
+the instructions that a warp issues for a step of 32 neurons.
+"""
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """docs/predicted.md."""
+    parts = [INTRODUCTION]
+    for neuron in NEURONS:
+        parts.append(f"\n## {neuron.upper()}\n")
+        parts.append("| layout | pass | dtype | T | registers | spills | access | waits | flight | instr. | share |")
+        parts.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for row in rows:
+            if row["neuron"] == neuron:
+                cells = [row[name] for name in ("layout", "pass", "dtype", "T", "registers", "spills")]
+                cells += [", ".join(row["loads"]), f"{row['memory_waits']:g}", f"{row['bytes_in_flight'] >> 10} KiB"]
+                cells += [row["instructions_per_neuron_step"], f"{row['predicted_share']:.0%}"]
+                parts.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(parts) + "\n"
+
+
 def widths(trace: list[Issued], operation: str, packs: dict[str, int]) -> dict[str, int]:
     """How many loads or stores of each width a thread makes of the sequences and states."""
     return dict(
@@ -203,8 +245,8 @@ def widths(trace: list[Issued], operation: str, packs: dict[str, int]) -> dict[s
     )
 
 
-def memory_waits(trace: list[Issued], packs: dict[str, int], rows: int) -> int:
-    """How often a warp waits for sequences that it asked for, a turn."""
+def memory_waits(trace: list[Issued], packs: dict[str, int]) -> int:
+    """How often a warp waits for sequences that it asked for."""
     pending: set[int] = set()
     waits = 0
     for one in trace:

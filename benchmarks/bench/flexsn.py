@@ -68,6 +68,8 @@ CORES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], int]] = {
 class FlexNode(nn.Module):
     """A FlexSN with named parameters that starts every sequence at zero states, so there is nothing to reset."""
 
+    conduct: Tensor
+
     def __init__(self, neuron: str, steps: int) -> None:
         super().__init__()
         self.neuron = neuron

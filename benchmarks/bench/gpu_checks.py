@@ -10,6 +10,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ SUBNORMAL = 1e-40
 
 def versions() -> None:
     """What this machine has."""
-    from klif_sj.environment import environment
-
+    from klif_sj._environment import environment
     from klif_sj.runtime import nvrtc
 
     for name, found in environment().items():
@@ -47,15 +47,14 @@ def equals_torch(tau: float = 2.0, backend: str = "cupy", device: str = "cuda") 
     x[..., ::10] = SUBNORMAL
     found: list[list[Tensor]] = []
     for name in (backend, "torch"):
-        node, leaf = ours("klif", name, 4, 1).to(device), x.clone().requires_grad_()
+        node, leaf = ours("klif", name, 4, 1, keep_state=True).to(device), x.clone().requires_grad_()
         node.tau = tau
         spikes = node(leaf)
         gradients = torch.autograd.grad((spikes * x.cos()).sum() + node.v.square().sum(), [leaf, *node.parameters()])
         found.append([spikes, node.v, *gradients])
     for name, actual, expected in zip(("spikes", "v", "grad x", "grad k"), *found, strict=True):
-        exact = name in ("spikes", "v")
-        tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(actual, expected, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        relative, absolute = (0.0, 0.0) if name in ("spikes", "v") else (1e-4, 1e-5)
+        torch.testing.assert_close(actual, expected, rtol=relative, atol=absolute, msg=partial(f"{name}: {{}}".format))
     v = found[0][1][..., ::10]
     if not ((v > 0) & (v < torch.finfo(v.dtype).tiny)).all():
         raise AssertionError(f"expected subnormal potentials, got {v.min()} to {v.max()}: they were flushed to 0")
@@ -102,25 +101,21 @@ def timings(out: str) -> None:
 
 
 def shares(workload: Workload, backend: str = "cupy") -> Iterator[dict[str, Any]]:
-    """The share of copy bandwidth of both passes, in a training call whose final states nobody reads."""
+    """The share of copy bandwidth of both passes, in a training call, which keeps no final states."""
     node = ours(workload.neuron, backend, workload.steps, workload.shape[2]).to(workload.device)
     x, grad = workload.inputs()
     x = x * 1.0
     learned = [p for p in node.parameters() if p.requires_grad]
 
-    def forward() -> Tensor:
-        node.reset()
-        return node(x)
-
-    spikes = forward()
+    spikes = node(x)
     calls: dict[str, Callable[[], Any]] = {
-        "forward": forward,
+        "forward": lambda: node(x),
         "backward": lambda: torch.autograd.grad(spikes, [x, *learned], grad, retain_graph=True),
     }
     for of_pass, call in calls.items():
         copied = torch.zeros(x.numel() * PASSES[of_pass] // 2, dtype=x.dtype, device=x.device)
         source = torch.ones_like(copied)
-        copy, kernel = milliseconds(lambda to=copied, of=source: to.copy_(of)), milliseconds(call)
+        copy, kernel = milliseconds(partial(copied.copy_, source)), milliseconds(call)
         del copied, source
         yield {
             "neuron": workload.neuron.removesuffix("-channel"),

@@ -112,25 +112,32 @@ def disassemble(cubin: bytes) -> str:
         ).stdout
 
 
-_LINE = re.compile(
-    r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);\s*/\* 0x([0-9a-f]{16}) \*/\s*/\* 0x([0-9a-f]{16}) \*/"
-)
+_ENCODING = r"/\* 0x([0-9a-f]{16}) \*/\s*"
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);\s*" + 2 * _ENCODING)
 _LABEL = re.compile(r"^\s*(\.?[\w$]+):", re.MULTILINE)
-_USED = re.compile(r"Used (\d+) registers")
-_SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def matched(pattern: str, text: str) -> re.Match[str]:
+    """The first place in a text where a pattern matches.
+
+    :raises ValueError: where there is none
+    """
+    if (found := re.search(pattern, text)) is None:
+        raise ValueError(f"expected a text that matches {pattern!r}, got {text[:200]!r}")
+    return found
 
 
 def codes(disassembly: str, log: str) -> dict[str, Code]:
     """Every function of a cubin by name, from the disassembly and the assembler's log."""
     found = {}
     for section in re.split(r"(?=\t\.section\t\.text\.)", disassembly)[1:]:
-        name = re.match(r"\t\.section\t\.text\.(\w+)", section).group(1)
+        name = matched(r"\t\.section\t\.text\.(\w+)", section)[1]
         said = log[log.index(f"entry function '{name}'") :]
         found[name] = Code(
             _instructions(section),
-            registers=int(_USED.search(said).group(1)),
-            spilled=sum(map(int, _SPILLED.search(said).groups())),
+            registers=int(matched(r"Used (\d+) registers", said)[1]),
+            spilled=sum(map(int, matched(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said).groups())),
             shared=int(match.group(1)) if (match := _SHARED.search(said.partition("Compile time")[0])) else 0,
         )
     return found
@@ -163,7 +170,7 @@ def _instructions(section: str) -> dict[int, Instruction]:
 
 def launch_fields(states: int, parameters: int) -> Iterator[tuple[str, bool]]:
     """Name of every 8 bytes of the argument block, and whether they are a pointer: read from call.h."""
-    body = re.search(r"struct Call \{(.*?)\n\};", template("call.h"), re.DOTALL).group(1)
+    body = matched(r"(?s)struct Call \{(.*?)\n\};", template("call.h"))[1]
     body = re.sub(r"//[^\n]*", "", body)
     sizes = {"STATES": states, "AT_LEAST_ONE(PARAMETERS)": max(parameters, 1)}
     for statement in body.split(";"):
@@ -235,9 +242,7 @@ class Warp:
             if executed and instruction.opcode.startswith("BRA") and instruction.target is not None:
                 place = index[instruction.target]
                 continue
-            if instruction.opcode.startswith("CALL"):
-                self._clobber()
-            elif executed:
+            if executed and not instruction.opcode.startswith("CALL"):
                 self._compute(instruction, certain=guard is True)
             place += 1
 
@@ -256,9 +261,6 @@ class Warp:
             return True
         value = self._value(guard.lstrip("!"))
         return None if value is None else bool(value) != guard.startswith("!")
-
-    def _clobber(self) -> None:
-        """What a division leaves of the registers is not known."""
 
     def _value(self, operand: str) -> int | None:
         operand = operand.removesuffix(".reuse").removesuffix(".64")
@@ -353,18 +355,18 @@ class Warp:
             return () if chosen is None else [self._value(sources[1 - chosen])]
         lanes = [self._value(source) for source in sources]
         if operation in ("PLOP3", "UPLOP3"):  # its sources are the predicates; a second result follows the first
-            bits = [self._predicate(source) for source in sources[:3]]
+            bits = [bit for source in sources[:3] if (bit := self._predicate(source)) is not None]
             table = lanes[3]
-            return () if None in bits or table is None else [table >> (4 * bits[0] + 2 * bits[1] + bits[2]) & 1]
+            return () if len(bits) < 3 or table is None else [table >> (4 * bits[0] + 2 * bits[1] + bits[2]) & 1]
         carry = sum(value or 0 for value in map(self._predicate, sources[3:])) if "X" in form else 0
-        given = [value for value in lanes[:3]]
+        given = lanes[:3]
         if None in given or (None in map(self._predicate, sources[3:]) and "X" in form):
             return ()
-        a, b, c = (*given, 0, 0, 0)[:3]
+        a, b, c = (*(value or 0 for value in given), 0, 0, 0)[:3]
         if operation in ("MOV", "UMOV", "R2UR"):
             return [a]
         if operation in ("IADD3", "UIADD3", "VIADD"):
-            total = carry + sum(self._addend(source, value) for source, value in zip(sources[:3], given, strict=False))
+            total = carry + sum(self._addend(*pair) for pair in zip(sources[:3], (a, b, c), strict=False))
             return [total & _WORD, *[total >> 32 & 1] * min(predicates, 1)]
         if operation in ("IMAD", "UIMAD"):
             if "WIDE" in form or "HI" in form:
@@ -418,7 +420,7 @@ class Warp:
         return (~-value & _WORD) + 1 if source.startswith("-") else value
 
     def _compare(self, form: str, operands: tuple[str, ...], certain: bool) -> None:
-        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``, and the upper half ``.EX``, which also reads the lower's predicate."""
+        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``; the upper half, ``.EX``, reads the lower's predicate as well."""
         parts = form.split(".")
         target, first, second = operands[0], self._value(operands[2]), self._value(operands[3])
         other = self._predicate(operands[4]) if len(operands) > 4 else 1

@@ -22,6 +22,7 @@ class RisingThresholdNode(FusedNode):
     """A user's own neuron: two states, and one learned parameter of the whole layer."""
 
     states = ("v", "rise")
+    rise: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(v_reset=None, **options)
@@ -43,9 +44,12 @@ def atan() -> nn.Module:
     return surrogate.ATan(alpha=2.0)
 
 
-def ours(neuron: str, backend: str, steps: int, channels: int) -> FusedNode:
-    """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF."""
-    options: dict[str, Any] = {"step_mode": "m", "backend": backend}
+def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bool = False) -> FusedNode:
+    """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF.
+
+    It keeps no states by default: what is timed is a training, which resets after every batch.
+    """
+    options: dict[str, Any] = {"step_mode": "m", "backend": backend, "keep_state": keep_state}
     if neuron == "klif":
         return KLIFNode(init_k=1.2, **options)
     if neuron == "clif":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .workload import Workload
 
@@ -51,23 +51,37 @@ class Training:
 
 @dataclass(frozen=True)
 class Job:
-    """A workload and what is measured of it: ``time``, ``host``, ``first call``, ``memory`` or ``training``.
+    """A layer's workload and what is measured of it: ``time``, ``host``, ``first call`` or ``memory``.
 
     ``tier`` is its priority: 0 is what the targets are about, a run with a time budget does lower numbers first.
     """
 
     suite: str
     tier: int
-    workload: Workload | Training
+    workload: Workload
     measure: str = "time"
     passes: tuple[str, ...] = ("both",)
     compiled: bool = True
     """Whether the providers that torch.compile makes take part: each costs up to minutes of compiling."""
 
 
-def jobs(suites: tuple[str, ...], device: str, quick: bool) -> list[Job]:
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training whose steps are measured."""
+
+    measure: ClassVar[str] = "training"
+    passes: ClassVar[tuple[str, ...]] = ("step",)
+    suite: str
+    tier: int
+    workload: Training
+    compiled: bool = True
+
+
+def jobs(suites: tuple[str, ...], device: str, quick: bool) -> list[Job | TrainingJob]:
     """What the suites measure, the most important first. ``cpu`` is about the CPU whatever the device."""
-    makers = {"kernels": kernels, "overhead": overhead, "memory": memory, "training": training, "cpu": cpu}
+    makers: dict[str, Callable[[str, bool], Iterator[Job | TrainingJob]]] = {
+        "kernels": kernels, "overhead": overhead, "memory": memory, "training": training, "cpu": cpu
+    }  # fmt: skip
     found = [job for suite in suites for job in makers[suite](device, quick)]
     return sorted(dict.fromkeys(found), key=lambda job: job.tier)
 
@@ -77,8 +91,11 @@ def kernels(device: str, quick: bool) -> Iterator[Job]:
     if device != "cuda":
         return
 
-    def job(tier: int, *shape: Any, passes: tuple[str, ...] = ALL_PASSES, compiled: bool = True, **options: Any) -> Job:
-        return Job("kernels", tier, Workload(*shape, device="cuda", **options), "time", passes, compiled)
+    def job(
+        tier: int, neuron: str, steps: int, size: int, *, dtype: str = "float32", layout: str = "contiguous",
+        passes: tuple[str, ...] = ALL_PASSES, compiled: bool = True,
+    ) -> Job:  # fmt: skip
+        return Job("kernels", tier, Workload(neuron, steps, size, dtype, layout, "cuda"), "time", passes, compiled)
 
     large = 22 if quick else 26
     for neuron in MAIN:
@@ -155,11 +172,15 @@ def memory(device: str, quick: bool) -> Iterator[Job]:
             )
 
 
-def training(device: str, quick: bool) -> Iterator[Job]:
+def training(device: str, quick: bool) -> Iterator[TrainingJob]:
     """Networks of images of the CIFAR and Fashion-MNIST shapes."""
 
-    def job(tier: int, *task: Any, compiled: bool = True, **options: Any) -> Job:
-        return Job("training", tier, Training(*task, device=device, **options), "training", compiled=compiled)
+    def job(
+        tier: int, network: str, neuron: str, steps: int, batch: int, precision: str = "float32",
+        layout: str = "contiguous", *, width: float = 1.0, compiled: bool = True,
+    ) -> TrainingJob:  # fmt: skip
+        task = Training(network, neuron, steps, batch, precision, layout, device, width=width)
+        return TrainingJob("training", tier, task, compiled)
 
     if device == "cpu":
         for neuron in ("klif",) if quick else ("klif", "clif", "glif-layer"):

@@ -100,7 +100,7 @@ def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
 def old_cupy_lif(neuron: str, steps: int, channels: int) -> nn.Module:
     """0.0.0.0.14's LIFNode on CuPy, which asks for a name that NumPy dropped in version 1.24."""
     if not hasattr(numpy, "int"):
-        numpy.int = int
+        numpy.int = int  # type: ignore[attr-defined]
     return spikingjelly_neuron.LIFNode(surrogate_function=atan(), step_mode="m", backend="cupy")
 
 
@@ -131,7 +131,7 @@ def providers(process: str) -> Iterator[Provider]:
         )  # fmt: skip
         return
     for backend, device in (("cupy", "cuda"), ("cpp", "cpu"), ("torch", None)):
-        yield Provider(f"klif_sj {backend}", f"backend={backend!r}", of_ours(backend), device=device)
+        yield Provider(f"klif_sj {backend}", f"backend={backend!r}, keep_state=False", of_ours(backend), device=device)
     yield Provider(
         "klif_sj cupy compiled", "torch.compile of a node with backend='cupy', static shapes", of_ours("cupy"),
         device="cuda", compiled=True,

@@ -2,8 +2,8 @@
 
 A quarter of a multiprocessor issues one instruction a cycle, of whichever warp is ready, the oldest first. A warp is
 ready when the stall count of its last instruction is over and the barriers that it waits for are cleared; both are
-in the machine code. What takes a time of its own (memory, shared memory, the special functions) clears its barrier after
-the latency below. Memory is a queue that serves its share of the bandwidth.
+in the machine code. What takes a time of its own (memory, shared memory, the special functions) clears its barrier
+after the latency below. Memory is a queue that serves its share of the bandwidth.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ USUAL_LATENCY = 24
 
 SLOTS = {"MUFU": 8, "F2F": 8, "I2F": 8, "F2I": 8, "DADD": 16, "DMUL": 16, "DFMA": 16, "DSETP": 16}
 """Cycles that a pipe is taken by an instruction of a warp, where they are more than one."""
-HALF_RATE = frozenset(
-    "IADD3 LOP3 ISETP FSETP FSEL FSET FMNMX SEL SHF PRMT LEA PLOP3 IMNMX ISCADD FCHK HADD2 F2FP VIADD VIMNMX".split()
-)
+HALF_RATE = frozenset((
+    "IADD3", "LOP3", "ISETP", "FSETP", "FSEL", "FSET", "FMNMX", "SEL", "SHF", "PRMT", "LEA", "PLOP3", "IMNMX", "ISCADD",
+    "FCHK", "HADD2", "F2FP", "VIADD", "VIMNMX",
+))  # fmt: skip
 """Of the integer and logical pipe, which has 16 lanes a quarter."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ class Timing:
     def beyond(self, other: Timing, parts: int) -> Timing:
         """What each of so many parts adds to the other's median."""
         own = (self.median, self.quartile1, self.quartile3)
-        return Timing(*((value - other.median) / parts for value in own), self.runs)
+        median, quartile1, quartile3 = ((value - other.median) / parts for value in own)
+        return Timing(median, quartile1, quartile3, self.runs)
 
     def columns(self) -> dict[str, Any]:
         return {
@@ -115,13 +116,13 @@ class Passes:
         self._inputs = inputs
         self._learned = [p for p in module.parameters() if p.requires_grad]
         self._in_turn = itertools.cycle(inputs)
-        self._forwards: itertools.cycle[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._forwards: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
 
     def call(self, of_pass: str) -> Call:
         if of_pass == "backward":
             self._forwards = itertools.cycle([(self._run(x), x, grad) for x, grad in self._inputs])
         else:
-            self._forwards = None
+            self._forwards = iter(())
         return {"forward": self.forward, "backward": self.backward, "both": self.both}[of_pass]
 
     def forward(self) -> Tensor:

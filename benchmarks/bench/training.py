@@ -18,7 +18,7 @@ from . import timing
 from .correctness import Verdict, judge, train
 from .correctness import reference as of_layer
 from .layer import failure, free, judged, runner
-from .plan import Job, Training
+from .plan import Training, TrainingJob
 from .providers import Provider, prepare, providers
 from .rows import Row
 from .workload import Workload
@@ -49,7 +49,7 @@ def network(task: Training, neuron: NeuronFactory) -> nn.Module:
         if isinstance(module, layer.Dropout):
             module.p = 0.0
     memory_format = torch.channels_last if task.layout == "channels_last" else torch.contiguous_format
-    return net.to(task.device).to(memory_format=memory_format)
+    return net.to(task.device).to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def for_small_images(name: str, neuron: NeuronFactory) -> nn.Module:
@@ -95,8 +95,7 @@ class Trainer:
             self.net.load_state_dict(weights)
         self.weights = {name: value.clone() for name, value in self.net.state_dict().items()}
         self._run = prepare(provider, self.net, task.threads)
-        fused = {"fused": True} if task.device == "cuda" else {}
-        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, **fused)
+        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=task.device == "cuda" or None)
         self._scaler = torch.amp.GradScaler(task.device, enabled=task.precision == "amp")
         self._batches = itertools.cycle(batches(task))
 
@@ -130,7 +129,7 @@ def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def measure(job: Job, candidates: list[Provider], min_seconds: float) -> Iterator[Row]:
+def measure(job: TrainingJob, candidates: list[Provider], min_seconds: float) -> Iterator[Row]:
     """The rows of a task. Before a provider's steps are timed its neurons are judged, then its losses."""
     task = job.workload
     torch.set_num_threads(task.threads)

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="train the same network with several neurons and show what the swap brings",
         description="Train the same network with several neurons and seeds, for each seed from the same initial "
         "weights and in the same order of the data, and compare accuracy, firing rates, k, time and memory. Unless "
-        "told otherwise, digits run in two minutes, and MNIST and Fashion-MNIST by the KLIF paper's recipe at full "
+        "told otherwise, digits run in about a minute, and MNIST and Fashion-MNIST by the KLIF paper's recipe at full "
         "size, which asks for a GPU.",
     )
     parser.add_argument("--dataset", default="digits", metavar="NAME", help=f"{', '.join(RECIPES)} (default: digits)")

@@ -2,7 +2,17 @@
 
 from .program import Parameter, Program
 from .scope import Effective
-from .step import Kind, step_of
-from .trace import StepTraceError
+from .step import Kind, Sources, sources_of, step_of
+from .trace import StepTraceError, is_tracing
 
-__all__ = ["Effective", "Kind", "Parameter", "Program", "StepTraceError", "step_of"]
+__all__ = [
+    "Effective",
+    "Kind",
+    "Parameter",
+    "Program",
+    "Sources",
+    "StepTraceError",
+    "is_tracing",
+    "sources_of",
+    "step_of",
+]

@@ -61,6 +61,14 @@ class Kernel:
         """Values that the parameters have for a channel, over all steps."""
         return sum(self.steps if p.per_step else 1 for p in self.program.parameters if p.per_channel)
 
+    def prepared_values(self, channels: int) -> int:
+        """Values that the kernel computes of the neuron's own parameters before the first step."""
+        return sum(
+            (self.steps if p.per_step else 1) * (channels if p.per_channel else 1)
+            for p in self.program.parameters
+            if p.prepared
+        )
+
     def source(self, target: str, **constants: int) -> str:
         """C++ for ``target``: ``'cpu.cpp'`` or ``'cuda.cu'``; the constants are the target's own."""
         on_host = target == "cpu.cpp"
@@ -73,6 +81,7 @@ class Kernel:
             ]
         else:
             parts += [_STEP.format(program.forward), *([_STEP_BACKWARD.format(program.backward)] * self.backward)]
+        parts.append(_PREPARED.format(program.prepare, program.prepare_back))
         return "\n".join([*parts, template("call.h"), *([] if on_host else [template("walk.h")]), template(target)])
 
     def _header(self) -> str:
@@ -99,6 +108,7 @@ class Kernel:
         masks = {
             "PER_STEP": sum(p.per_step << i for i, p in enumerate(program.parameters)),
             "PER_CHANNEL": sum(p.per_channel << i for i, p in enumerate(program.parameters)),
+            "PREPARED": sum(p.prepared << i for i, p in enumerate(program.parameters)),
         }
         flags = {"COLUMNS": self.columns, "RECORD": self.record}
         return "\n".join(
@@ -142,6 +152,21 @@ INLINE void step_backward(const real x, const real (&state)[STATES], const real 
                           const real grad_output, real (&grad_state)[STATES], real *grad_p,
                           real &grad_x) {{
 {}
+}}
+"""
+
+
+_PREPARED = """\
+// Parameter j as the step takes it, from the neuron's own; and the gradient of the neuron's own.
+INLINE real prepared(int j, const real own) {{
+    switch (j) {{
+{}    default: return own;
+    }}
+}}
+INLINE real prepared_back(int j, const real own, const real grad) {{
+    switch (j) {{
+{}    default: return grad;
+    }}
 }}
 """
 

@@ -30,14 +30,17 @@ class Parameter:
     per_step: bool = False
     per_channel: bool = False
     learned: bool = False
+    prepared: bool = False
+    """Whether the neuron's own is another one, from which the kernel computes this one."""
 
 
 @dataclass(frozen=True)
 class Program:
     """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last.
 
-    ``backward`` computes again what it needs of the step. Where ``kept`` is not 0, ``forward_keeping`` is the step that
-    also writes that many costly results to ``kept``, and ``backward_of_kept`` reads them there.
+    ``prepare`` has a case for each prepared parameter: what the step takes, from the neuron's own; ``prepare_back`` is
+    its gradient. ``backward`` computes again what it needs of the step. Where ``kept`` is not 0, ``forward_keeping`` is
+    the step that also writes that many costly results to ``kept``, and ``backward_of_kept`` reads them there.
     """
 
     neuron: str
@@ -46,6 +49,8 @@ class Program:
     dtype: str
     forward: str
     backward: str | None = None
+    prepare: str = ""
+    prepare_back: str = ""
     kept: int = 0
     forward_keeping: str | None = None
     backward_of_kept: str | None = None
@@ -82,15 +87,19 @@ class Program:
 
 
 def build_program(
-    neuron: str, step: Step, states: Sequence[str], parameters: Sequence[Parameter], dtype: torch.dtype, backward: bool
-) -> Program:
+    neuron: str, step: Step, states: Sequence[str], parameters: Sequence[Parameter], dtype: torch.dtype, backward: bool,
+    effective: Step | None = None,
+) -> Program:  # fmt: skip
     """Trace the step and print it. Parameters that the step does not read are left out.
+
+    :param effective: computes the prepared parameters, as its "states", from the neuron's own of the same names
 
     :raises StepTraceError: naming the operation that no kernel can express and the line it came from
     """
     try:
         with PlainTorch():
-            return _build_program(neuron, step, states, parameters, dtype, backward)
+            program = _build_program(neuron, step, states, parameters, dtype, backward)
+            return program if effective is None else replace(program, **_prepare_texts(program, effective, dtype))
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:
@@ -121,6 +130,33 @@ def _build_program(
         forward=_forward_text(forward_graph, states, read),
     )
     return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
+
+
+def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of a program that are about what the kernel computes of the neuron's own parameters."""
+    names = [p.name for p in program.parameters if p.prepared]
+    own = [own_name(name) for name in names]
+    forward = trace_forward(effective, names, own, dtype)
+    backward = trace_backward(effective, names, own, own, dtype)
+    texts = {"prepare": "", "prepare_back": ""}
+    for j, parameter in enumerate(program.parameters):
+        name = parameter.name
+        if not parameter.prepared:
+            continue
+        inputs = {own_name(name): "own", f"grad_{name}": "grad"}
+        for field, graph, result in (
+            ("prepare", forward, name),
+            ("prepare_back", backward, f"grad_{own_name(name)}"),
+        ):
+            given = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
+            body = function_body(graph.giving([result]), given, {result: "return {};"})
+            texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
+    return texts
+
+
+def own_name(name: str) -> str:
+    """What a prepared parameter's own one is called while it is traced."""
+    return f"own_{name}"
 
 
 def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ class Scope:
     ) -> None:
         for name, value in zip(Scope.__slots__, (owner, path, reads, states, values), strict=True):
             object.__setattr__(self, name, value)
-        reads.note_class(path, type(owner))
+        reads.note_owner(path, owner)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -101,20 +101,22 @@ class Scope:
         try:
             value = getattr(owner, name)
         except AttributeError:
-            reads.note_absence(key)
+            reads.note_absence(self._scope_path, name)
             raise
-        return self._wrap(key, value)
+        return self._wrap(name, value)
 
-    def _wrap(self, key: str, value: Any) -> Any:
+    def _wrap(self, name: str, value: Any) -> Any:
         """What the step gets for a value of the owner, which is noted unless it is a tensor."""
-        reads = self._scope_reads
+        reads, key = self._scope_reads, self._scope_path + name
         if isinstance(value, Tensor):
             return value  # one of the trace's own would be in values: the tracer refuses to compute with this one
         if isinstance(value, types.MethodType):
+            reads.note_owner(f"{key}.", value)
+            reads.note(f"{key}.", "__func__", value.__func__)
             owner = Scope(value.__self__, self._scope_values, (), reads, f"{key}.__self__.")
             return types.MethodType(value.__func__, owner)
         if isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
-            return reads.note(key, value)
+            return reads.note(self._scope_path, name, value)
         if hasattr(value, "__dict__"):
             return Scope(value, self._scope_values, (), reads, f"{key}.")
         raise StepTraceError(
@@ -143,8 +145,7 @@ class Scope:
         return self.forward(*args, **kwargs)
 
     def __getitem__(self, index: Any) -> Any:
-        item = self._scope_owner[index]
-        return self._wrap(f"{self._scope_path}{index}", item)
+        return self._wrap(str(index), self._scope_owner[index])
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -153,25 +154,80 @@ class Scope:
         return len(self._scope_owner)
 
 
+class _Owner:
+    """What was read of one object: the neuron, or one that it holds. :meth:`holds` compares it in every call."""
+
+    def __init__(self, path: str, cls: type) -> None:
+        self.cls = cls
+        parent, _, self._name = path.rstrip(".").rpartition(".")
+        self.parent = f"{parent}." if parent else ""
+        self.found: dict[str, Any] = {}
+        self.methods: dict[str, Any] = {}
+        self.absent: set[str] = set()
+        self._values: dict[str, Any] = {}
+
+    def note(self, name: str, comparable: Any, value: Any) -> None:
+        self._values[name] = comparable
+        self.found[name] = type(value)
+
+    def of(self, parent: Any) -> Any:
+        """The object, from the one that holds it."""
+        modules = getattr(parent, "_modules", None)
+        return modules[self._name] if modules and self._name in modules else getattr(parent, self._name)
+
+    @functools.cached_property
+    def _settings(self) -> tuple[Callable[[Any], Any], tuple[Any, ...], tuple[type, ...]] | None:
+        """What reads all settings at once, what was found, and the types: 1, 1.0 and True are equal."""
+        if not self._values:
+            return None
+        names = (*self._values, next(iter(self._values)))  # at least two, so that attrgetter gives a tuple
+        return attrgetter(*names), tuple(map(self._values.get, names)), tuple(map(self.found.__getitem__, names))
+
+    @functools.cached_property
+    def _methods(self) -> tuple[Callable[[Any], Any], tuple[Any, ...]] | None:
+        if not self.methods:
+            return None
+        names = (*self.methods, next(iter(self.methods)))
+        return attrgetter(*names), tuple(map(self.methods.get, names))
+
+    def holds(self, owner: Any) -> bool:
+        """Whether the object is of the same class, with the same settings and methods."""
+        if type(owner) is not self.cls:
+            return False
+        if self._settings is not None:
+            read, values, types_ = self._settings
+            found = read(owner)
+            if values != found or types_ != tuple(map(type, found)):
+                return False
+        if self._methods is not None:
+            read, methods = self._methods
+            if read(self.cls) != methods:
+                return False
+        return not self.absent or not any(hasattr(owner, name) for name in self.absent)
+
+
 class Reads:
     """What the trace of a step read of a neuron and its surroundings, with the values that it found."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, None] = {}
         """The neuron's own parameters and buffers that were read, by dotted name, in order."""
-        self._settings: dict[str, Any] = {}
-        self._kinds: dict[str, type] = {}
-        self._given: list[tuple[str, Any]] = []  # containers handed to the step, which must come back as they were
-        self._absent: set[str] = set()
-        self._classes: dict[type, dict[str, Any]] = {}
+        self._owners: dict[str, _Owner] = {}
+        self._given: list[tuple[str, Any, Any]] = []  # containers handed to the step, which must come back unchanged
+        self._bases: dict[type, dict[str, Any]] = {}
         self._variables: list[tuple[Callable[[], Any], Any]] = []
         self._analysed: set[types.CodeType] = set()
+        self._constants: dict[str, Any] = {}
 
     # Noting, while a step is traced.
 
-    def note(self, key: str, value: Any) -> Any:
-        """Note a setting by its dotted name, and return what the step gets: a copy of what could be changed."""
-        self._settings[key], self._kinds[key] = _comparable(value, key), type(value)
+    def note(self, path: str, name: str, value: Any) -> Any:
+        """Note a setting of the object at a path, and return what the step gets: a copy of what could be changed."""
+        key = path + name
+        comparable = _comparable(value, key)
+        self._owners[path].note(name, comparable, value)
+        if isinstance(value, bool | int | float | str | types.NoneType):
+            self._constants[key] = value
         if isinstance(value, types.FunctionType):
             self._analyse(value)
         if isinstance(value, functools.partial):
@@ -179,25 +235,24 @@ class Reads:
         if not isinstance(value, (list, dict, set, np.ndarray)):
             return value
         given = copy.deepcopy(value)
-        self._given.append((key, given))
+        self._given.append((key, comparable, given))
         return given
 
-    def note_class(self, path: str, cls: type) -> None:
-        self._settings[f"{path}__class__"], self._kinds[f"{path}__class__"] = _Same(cls), type(cls)
+    def note_owner(self, path: str, owner: Any) -> None:
+        if path not in self._owners:
+            self._owners[path] = _Owner(path, type(owner))
 
-    def note_absence(self, key: str) -> None:
-        self._absent.add(key)
+    def note_absence(self, path: str, name: str) -> None:
+        self._owners[path].absent.add(name)
 
     def note_method(self, cls: type, name: str, path: str) -> None:
         """Note a method, and every definition of it along the class's bases, as the first may call the others."""
-        key, found = f"{path}__class__.{name}", getattr(cls, name)
-        bound = isinstance(found, types.MethodType)  # of a class: made anew by every read, and equal
-        self._settings[key], self._kinds[key] = found if bound else _Same(found), type(found)
+        self._owners[path].methods[name] = getattr(cls, name)
         for base in cls.__mro__:
             member = base.__dict__.get(name)
-            if member is None or _is_fixed(base.__module__) or name in self._classes.get(base, ()):
+            if member is None or _is_fixed(base.__module__) or name in self._bases.get(base, ()):
                 continue
-            self._classes.setdefault(base, {})[name] = member
+            self._bases.setdefault(base, {})[name] = member
             for function in _functions_of(member):
                 self._analyse(function, cls)
 
@@ -219,7 +274,7 @@ class Reads:
             for base in cls.__mro__:
                 plain = {n: v for n, v in vars(base).items() if isinstance(v, PLAIN) and not n.startswith("__")}
                 if plain and not _is_fixed(base.__module__):
-                    self._classes.setdefault(base, {}).update(plain)
+                    self._bases.setdefault(base, {}).update(plain)
         instructions = list(dis.get_instructions(code))
         for position, instruction in enumerate(instructions):
             name = instruction.argval
@@ -270,46 +325,40 @@ class Reads:
 
     def refuse_side_effects(self) -> None:
         """:raises StepTraceError: where the step has changed a container that it read"""
-        for key, given in self._given:
-            if not self._settings[key] == given:
+        for key, comparable, given in self._given:
+            if not comparable == given:
                 raise StepTraceError(f"it changes {key!r} in place, which a kernel would do once at most")
 
     # Comparing, in every call.
 
     @functools.cached_property
-    def _read(self) -> tuple[Callable[[Any], Any], tuple[Any, ...], tuple[type, ...]]:
-        """What reads all settings of a neuron at once, what was found, and the types: 1, 1.0 and True are equal."""
-        names = (*self._settings, "__class__")  # at least two, so that attrgetter gives a tuple
-        return attrgetter(*names), tuple(map(self._settings.get, names)), tuple(map(self._kinds.__getitem__, names))
-
-    @functools.cached_property
     def _members(self) -> list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]]:
         """Of every class: its dictionary, what reads the noted members, and what was found."""
         found: list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]] = []
-        for cls, members in self._classes.items():
+        for cls, members in self._bases.items():
             names = (*members, next(iter(members)))
             found.append((cls.__dict__, itemgetter(*names), tuple(members[name] for name in names)))
         return found
 
-    def hold(self, owner: Any) -> bool:
+    def hold(self, root: Any) -> bool:
         """Whether everything that was read is still the same, for this neuron."""
-        read, values, kinds = self._read
+        objects: dict[str, Any] = {}
         try:
-            found = read(owner)
-            if values != found or kinds != tuple(map(type, found)):
-                return False
+            for path, owner in self._owners.items():
+                objects[path] = found = owner.of(objects[owner.parent]) if path else root
+                if not owner.holds(found):
+                    return False
             for attributes, get, members in self._members:
                 if get(attributes) != members:
                     return False
-            return all(noted == get() for get, noted in self._variables) and not (
-                self._absent and any(_has(owner, key) for key in self._absent)
-            )
+            return all(noted == get() for get, noted in self._variables)
         except (AttributeError, KeyError, ValueError):  # something is gone
             return False
 
+    @functools.cached_property
     def constants(self) -> list[tuple[str, Any]]:
         """The numbers and strings that were read, by dotted name: what a compiled graph is guarded by."""
-        return [(k, v) for k, v in self._settings.items() if isinstance(v, bool | int | float | str | types.NoneType)]
+        return list(self._constants.items())
 
 
 class _Same:
@@ -411,11 +460,3 @@ def _contents(cell: Any) -> Any:
 
 def _follow(read: Callable[[], Any], get: Callable[[Any], Any]) -> Any:
     return get(read())
-
-
-def _has(owner: Any, key: str) -> bool:
-    try:
-        attrgetter(key)(owner)
-    except AttributeError:
-        return False
-    return True

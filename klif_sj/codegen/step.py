@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import threading
@@ -15,15 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .program import Parameter, Program, build_program
+from .program import Parameter, Program, build_program, own_name
 from .scope import Effective, Reads, Scope
-from .trace import OutsideJitTrace
+from .trace import OutsideJitTrace, PlainTorch, Step, StepTraceError, trace_forward
 
 Equations = Callable[[Any, Tensor], Tensor]
 """One step of a neuron: takes ``self``, or a stand-in for it, and x; sets the states; returns the spike."""
 
-Kind = tuple[str, bool, bool, bool]
-"""A parameter's name, and whether it is per step, per channel, and learned: the fields of ``Parameter``."""
+Kind = tuple[str, bool, bool, bool, bool]
+"""A parameter's name, and whether it is per step, per channel, learned, and prepared: the fields of ``Parameter``."""
+
+Computation = Callable[[Any], Mapping[str, tuple[Tensor, bool]]]
+"""The effective parameters of ``self``, or a stand-in for it, and whether each has a value for every step."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ _adding = threading.Lock()
 
 def step_of(
     node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    needs_grad: bool,
+    needs_grad: bool, sources: Sources | None = None,
 ) -> NeuronStep:  # fmt: skip
     """The step of a neuron with effective parameters of these kinds.
 
@@ -79,23 +83,93 @@ def step_of(
     attribute, a method or a global, or a parameter is of another kind.
 
     :param needs_grad: whether a gradient is wanted already, without one for the neuron's own tensors
+    :param sources: of the effective parameters that are computed in the kernel
 
     :raises StepTraceError: naming what no kernel can express and the line that it came from
     """
     if torch._C._get_tracing_state() is not None:
         # With a gradient whether or not one is wanted: torch checks a trace by another one that wants none.
         with OutsideJitTrace(), torch.enable_grad():
-            return step_of(node, states, equations, effective, dtype, True)
-    traced = _find(node)
+            return _step_of(node, states, equations, effective, dtype, True, sources)
+    return _step_of(node, states, equations, effective, dtype, needs_grad, sources)
+
+
+def _step_of(
+    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    needs_grad: bool, sources: Sources | None,
+) -> NeuronStep:  # fmt: skip
+    traced = _find(_of_node, _of_class, node)
     tensors = traced.tensors_of(node) if traced else None
     if traced is None or tensors is None:
-        traced, tensors = _add(node, states, equations, effective, dtype, needs_grad)
-    asked = _asked(effective, dtype, needs_grad, tensors)
+        traced, tensors = _add(node, states, equations, effective, dtype, needs_grad, sources)
+    asked = _asked(effective, dtype, needs_grad, tensors, sources)
     if asked not in traced.programs:
-        traced.programs[asked] = _trace(node, states, equations, effective, dtype, asked.backward, Reads())
+        traced.programs[asked] = _trace(node, states, equations, effective, dtype, asked.backward, Reads(), sources)
     program, paths = traced.programs[asked]
     taken = {name: tensors[path] for name, path in paths.items()}
-    return NeuronStep(program, taken, paths, traced.reads.constants())
+    return NeuronStep(program, taken, paths, traced.reads.constants)
+
+
+@dataclass(eq=False)
+class Sources:
+    """Where a neuron has its own parameters from which the effective ones are computed, one from one.
+
+    :param paths: by the effective parameter's name, where the own one is, and whether it has a value for every step;
+        empty where the computation is of another form, so that no kernel can do it
+    """
+
+    compute: Computation
+    reads: Reads
+    paths: dict[str, tuple[str, bool]]
+
+
+_sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
+_sources_of_class: weakref.WeakKeyDictionary[type, list[Sources]] = weakref.WeakKeyDictionary()
+
+
+def sources_of(node: nn.Module, compute: Computation) -> Sources:
+    """What the effective parameters of a neuron are computed from, as far as a kernel can compute them."""
+    known: Sources | None = _sources_of_node.get(node)
+    if known is not None and not known.paths:
+        return known  # to compute them outside of the kernel is right whatever has changed
+    known = _find(_sources_of_node, _sources_of_class, node)
+    if known is None:
+        known = Sources(compute, Reads(), {})
+        with contextlib.suppress(StepTraceError, AttributeError, RuntimeError, TypeError, ValueError):
+            known.paths = _trace_sources(node, compute, known.reads)
+        with _adding:
+            _sources_of_class.setdefault(type(node), []).append(known)
+            _sources_of_node[node] = known
+    return known
+
+
+def _trace_sources(node: Any, compute: Computation, reads: Reads) -> dict[str, tuple[str, bool]]:
+    own = {path: own_name(path) for path, _ in node.named_parameters()}
+    per_step: dict[str, bool] = {}
+
+    def effective(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        found = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
+        per_step.update({name: stepwise for name, (_, stepwise) in found.items()})
+        return x, {name: value for name, (value, _) in found.items()}
+
+    with PlainTorch():
+        names = list(compute(node))
+        graph = trace_forward(effective, names, list(own.values()), torch.float32)
+    paths = {}
+    for name in names:
+        (*used,) = graph.giving([name]).used_inputs()
+        if len(used) != 1 or used[0] not in own.values():
+            return {}
+        paths[name] = used[0].removeprefix(own_name("")), per_step[name]
+    return paths if graph.operations else {}  # own parameters that are taken as they are need no computation
+
+
+def _computed(
+    node: Any, compute: Computation, own: Mapping[str, Tensor], reads: Reads
+) -> Mapping[str, tuple[Tensor, bool]]:
+    found = compute(Scope(node, dict(own), (), reads))
+    reads.refuse_side_effects()
+    return found
 
 
 class _Asked(NamedTuple):
@@ -105,25 +179,29 @@ class _Asked(NamedTuple):
     dtype: torch.dtype
     backward: bool
     own: tuple[Any, ...]
+    sources: Sources | None
 
 
-def _asked(effective: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool, own: Mapping[str, Tensor]) -> _Asked:
+def _asked(
+    effective: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool, own: Mapping[str, Tensor],
+    sources: Sources | None,
+) -> _Asked:  # fmt: skip
     gradients = torch.is_grad_enabled()
     kinds = tuple((tensor.shape, gradients and tensor.requires_grad) for tensor in own.values())
-    return _Asked(effective, dtype, needs_grad or any(learned for _, learned in kinds), kinds)
+    return _Asked(effective, dtype, needs_grad or any(learned for _, learned in kinds), kinds, sources)
 
 
 def _add(
     node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    needs_grad: bool,
+    needs_grad: bool, sources: Sources | None,
 ) -> tuple[_Traced, dict[str, Tensor]]:  # fmt: skip
     """Trace a neuron for the first time, to know what it reads."""
     backward = needs_grad or torch.is_grad_enabled() and any(t.requires_grad for t in raw_scalars(node).values())
     reads = Reads()
-    found = _trace(node, states, equations, effective, dtype, backward, reads)
+    found = _trace(node, states, equations, effective, dtype, backward, reads, sources)
     traced = _Traced(reads, tuple(reads.tensors))
     tensors = traced.tensors_of(node) or {}
-    asked = _asked(effective, dtype, needs_grad, tensors)
+    asked = _asked(effective, dtype, needs_grad, tensors, sources)
     if asked.backward == backward:
         traced.programs[asked] = found
     with _adding:
@@ -132,21 +210,21 @@ def _add(
     return traced, tensors
 
 
-def _find(node: nn.Module) -> _Traced | None:
+def _find(of_node: Any, of_class: Any, node: nn.Module) -> Any:
     """What was traced of this neuron, or of another one of its class, and still holds."""
-    traced = _of_node.get(node)
-    if traced is not None and traced.reads.hold(node):
-        return traced
-    for traced in _of_class.get(type(node), ()):
-        if traced.reads.hold(node):
-            _of_node[node] = traced
-            return traced
+    found = of_node.get(node)
+    if found is not None and found.reads.hold(node):
+        return found
+    for found in of_class.get(type(node), ()):
+        if found.reads.hold(node):
+            of_node[node] = found
+            return found
     return None
 
 
 def _trace(
-    node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    backward: bool, reads: Reads,
+    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    backward: bool, reads: Reads, sources: Sources | None,
 ) -> tuple[Program, dict[str, str]]:  # fmt: skip
     """A program, and the paths of the neuron's own tensors that it takes, by name."""
     given = {kind[0] for kind in effective}
@@ -163,8 +241,21 @@ def _trace(
         reads.refuse_side_effects()
         return spike, {name: _as_tensor(present[name], x) for name in states}
 
-    program = build_program(_title(node), step, states, parameters, dtype, backward)
+    program = build_program(
+        _title(node), step, states, parameters, dtype, backward, _preparation(node, sources) if sources else None
+    )
     return program, {p.name: paths[p.name] for p in program.parameters if p.name in paths}
+
+
+def _preparation(node: Any, sources: Sources) -> Step:
+    """What computes the effective parameters, as if they were states, from the neuron's own."""
+
+    def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        own = {path: values[own_name(name)] for name, (path, _) in sources.paths.items()}
+        found = _computed(node, sources.compute, own, Reads())
+        return x, {name: value for name, (value, _) in found.items()}
+
+    return prepare
 
 
 def _as_tensor(value: Any, x: Tensor) -> Tensor:

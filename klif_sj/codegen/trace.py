@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 import textwrap
+import threading
 import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -259,10 +260,19 @@ class OutsideJitTrace:
         torch._C._set_tracing_state(self._trace)  # type: ignore[attr-defined]
 
 
+_tracing = threading.local()
+
+
+def is_tracing() -> bool:
+    """Whether this thread traces a step: its tensors are stand-ins then."""
+    return getattr(_tracing, "under_way", False)
+
+
 class PlainTorch:
     """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, export, other modes."""
 
     def __enter__(self) -> None:
+        self._outer, _tracing.under_way = is_tracing(), True
         self._contexts = (
             _disable_current_modes(),
             torch._C.DisableTorchFunction(),  # a default device is a mode of it, and export notes calls by one
@@ -277,6 +287,7 @@ class PlainTorch:
     def __exit__(self, *error: Any) -> None:
         for context in reversed(self._contexts):
             context.__exit__(*error)
+        _tracing.under_way = self._outer
 
 
 def _take(

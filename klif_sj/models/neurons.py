@@ -17,27 +17,27 @@ from ..neuron import CLIFNode, GLIFNode, KLIFNode
 __all__ = ["NEURONS", "neuron_factory", "spiking_layers"]
 
 
-def lif(time_steps: int, backend: str) -> NeuronFactory:
-    """SpikingJelly's own LIFNode, which has no part in our backends, with the surrogate that KLIF uses."""
+def lif(time_steps: int, **options: Any) -> NeuronFactory:
+    """SpikingJelly's own LIFNode, which takes none of our options, with the surrogate that KLIF uses."""
     return lambda: LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
 
 
-def klif(**options: Any) -> Callable[[int, str], NeuronFactory]:
-    """KLIFNode with these options."""
-    return lambda time_steps, backend: partial(KLIFNode, backend=backend, **options)
+def klif(**variant: Any) -> Callable[..., NeuronFactory]:
+    """A variant of KLIFNode."""
+    return lambda time_steps, **options: partial(KLIFNode, **variant, **options)
 
 
-def clif(time_steps: int, backend: str) -> NeuronFactory:
+def clif(time_steps: int, **options: Any) -> NeuronFactory:
     """CLIFNode with its authors' defaults."""
-    return partial(CLIFNode, backend=backend)
+    return partial(CLIFNode, **options)
 
 
-def glif(time_steps: int, backend: str) -> NeuronFactory:
+def glif(time_steps: int, **options: Any) -> NeuronFactory:
     """The channel-wise GLIFNode, with its authors' defaults."""
-    return lambda channels: GLIFNode(time_steps, channels, backend=backend)
+    return lambda channels: GLIFNode(time_steps, channels, **options)
 
 
-NEURONS: dict[str, Callable[[int, str], NeuronFactory]] = {
+NEURONS: dict[str, Callable[..., NeuronFactory]] = {
     "lif": lif,
     "klif": klif(),
     "klif-star": klif(scale_reset=True),
@@ -48,7 +48,7 @@ NEURONS: dict[str, Callable[[int, str], NeuronFactory]] = {
     "clif": clif,
     "glif": glif,
 }
-"""For each name, what makes a factory of that neuron for T time steps and a backend."""
+"""For each name, what makes a factory of that neuron for T time steps and the options that our neurons share."""
 
 ALIASES = {"klif*": "klif-star"}
 
@@ -66,14 +66,16 @@ def canonical_name(name: str) -> str:
     raise ValueError(f"neuron: expected one of {', '.join(NEURONS)}, got {name!r}{suggestion}")
 
 
-def neuron_factory(name: str, time_steps: int, backend: str = "auto") -> NeuronFactory:
+def neuron_factory(name: str, time_steps: int, backend: str = "auto", *, keep_state: bool = True) -> NeuronFactory:
     """A factory of the neuron called ``name``.
 
     :param time_steps: T, the length of the sequences that it will see
     :param backend: backend of this package's neurons; SpikingJelly's own run as they are
+    :param keep_state: False for this package's neurons in a network that is reset after every batch; see
+        :class:`~klif_sj.FusedNode`
     :raises ValueError: for an unknown name
     """
-    return NEURONS[canonical_name(name)](time_steps, backend)
+    return NEURONS[canonical_name(name)](time_steps, backend=backend, keep_state=keep_state)
 
 
 def spiking_layers(net: nn.Module) -> dict[str, BaseNode]:

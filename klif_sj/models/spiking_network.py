@@ -17,7 +17,8 @@ class SpikingNetwork(nn.Sequential):
     time step. The last gives an output for each class at each time step: :meth:`outputs_by_step`. The network's answer
     is their mean over time.
 
-    The neurons keep their states from call to call, as every SpikingJelly network: reset them after each batch.
+    The neurons keep their states from call to call, as in every SpikingJelly network: reset them after each batch.
+    Neurons with ``keep_state=False`` start every call from their reset values.
 
     :param layers: the layers by name, from input to output
     :param input_shape: channels, height and width of an image or a frame

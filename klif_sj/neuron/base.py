@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, Kind, Program
+from ..codegen import Effective, Kind, Program, Sources
 from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
@@ -36,12 +36,20 @@ class _Sequence(NamedTuple):
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
 
-def _kind(name: str, value: Tensor | PerStep) -> Kind:
-    """Of an effective parameter: its name, and whether it is per step, per channel and learned."""
+def _kind(name: str, value: Tensor | PerStep, prepared: bool) -> Kind:
+    """Of an effective parameter: its name, and whether it is per step, per channel, learned, and prepared."""
     per_step = isinstance(value, PerStep)
     tensor = value.values if isinstance(value, PerStep) else value
     gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad
+    return name, per_step, tensor.ndim > per_step, gradients and tensor.requires_grad, prepared
+
+
+def _effective(node: FusedNode) -> dict[str, tuple[Tensor, bool]]:
+    """The effective parameters of a neuron, or of a stand-in for it, and whether each is per step."""
+    return {
+        name: (value.values, True) if isinstance(value, PerStep) else (value, False)
+        for name, value in node.effective_parameters().items()
+    }
 
 
 def _jit_trace() -> Any:
@@ -209,13 +217,16 @@ class FusedNode(_compat.BaseNode):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Spikes, final states where they are to be kept, and the states at every step where they are stored."""
         dtype, name = state_dtype(x_seq.dtype), type(self).__name__
-        parameters = self._sequence_parameters(states)
+        sources = self._sources(dtype) if backend != "torch" else None
+        parameters = self._sequence_parameters(states) if sources is None else self._own_parameters(sources)
         effective = {
             key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
             for key, value in parameters.items()
         }
-        run = self._run_torch if backend == "torch" else self._run_kernel
-        spikes, updated, sequences = run(x_seq, states, effective, keep)
+        if backend == "torch":
+            spikes, updated, sequences = self._run_torch(x_seq, states, effective, keep)
+        else:
+            spikes, updated, sequences = self._run_kernel(x_seq, states, effective, keep, sources)
         # nn.Module's own way to set an attribute takes far longer.
         left = tuple(updated.values())
         self.__dict__["_sequence"] = _Sequence(left, parameters, _jit_trace())
@@ -233,9 +244,23 @@ class FusedNode(_compat.BaseNode):
             return {name: unless_changed(before.parameters.get(name), value) for name, value in parameters.items()}
         return parameters
 
+    def _sources(self, dtype: torch.dtype) -> Sources | None:
+        """What the effective parameters are computed from, where the kernel can compute them: in the same dtype."""
+        if torch.compiler.is_compiling() or type(self).effective_parameters is FusedNode.effective_parameters:
+            return None
+        sources = codegen.sources_of(self, _effective)
+        same = all(_attribute(self, path).dtype == dtype for path, _ in sources.paths.values())
+        return sources if sources.paths and same else None
+
+    def _own_parameters(self, sources: Sources) -> EffectiveParameters:
+        """The neuron's own parameters in place of the effective ones, which the kernel computes of them."""
+        own = {name: (_attribute(self, path), per_step) for name, (path, per_step) in sources.paths.items()}
+        return {name: PerStep(value) if per_step else value for name, (value, per_step) in own.items()}
+
     def _run_kernel(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool,
+        sources: Sources | None,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         dtype, device = state_dtype(x_seq.dtype), x_seq.device
         initial: list[Tensor] = []
         numbers: list[float] = []
@@ -247,8 +272,8 @@ class FusedNode(_compat.BaseNode):
         needs_grad = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
         )
-        kinds = tuple(_kind(name, value) for name, value in effective.items())
-        program, names, own, backward = self._step(dtype, kinds, needs_grad)
+        kinds = tuple(_kind(name, value, sources is not None) for name, value in effective.items())
+        program, names, own, backward = self._step(dtype, kinds, needs_grad, sources)
         parameters = []
         for name in names:
             tensor = values[name] if name in values else own[name].to(dtype).reshape(())
@@ -265,14 +290,14 @@ class FusedNode(_compat.BaseNode):
         return spikes, kept, stored
 
     def _step(
-        self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool
+        self, dtype: torch.dtype, kinds: tuple[Kind, ...], needs_grad: bool, sources: Sources | None
     ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
         """This neuron's program, its parameters' names, those that are the neuron's own, and whether it has a gradient.
 
         While torch.compile traces, the program is its text.
         """
         if not torch.compiler.is_compiling():
-            step = codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, needs_grad)
+            step = codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, needs_grad, sources)
             return step.program, step.program.names, step.tensors, step.program.backward is not None
         text, names, paths, settings, backward = self.traced_step(kinds, dtype, needs_grad)
         for path, value in settings:
@@ -295,8 +320,10 @@ class FusedNode(_compat.BaseNode):
 
         :raises klif_sj.codegen.StepTraceError: naming what no kernel can express and the line that it came from
         """
-        kinds = tuple(_kind(name, value) for name, value in self.effective_parameters().items())
-        return codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, backward).program
+        sources = self._sources(dtype)
+        parameters = self.effective_parameters() if sources is None else self._own_parameters(sources)
+        kinds = tuple(_kind(name, value, sources is not None) for name, value in parameters.items())
+        return codegen.step_of(self, self.states, type(self).one_step, kinds, dtype, backward, sources).program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from .._checks import check_bool, check_choice, check_input, check_number
 from ..surrogate import Rect
 from .base import EffectiveParameters, FusedNode
-from .parameters import PerStep, sigmoids
+from .parameters import PerStep
 
 GATES = ("alpha", "beta", "gamma")
 MEMBRANE = ("tau", "v_threshold", "linear_decay", "v_subreset", "conduct")
@@ -155,8 +155,11 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     def effective_parameters(self) -> EffectiveParameters:
         values: EffectiveParameters = {}
-        raws = {name: raw for name in (*GATES, *MEMBRANE) if (raw := getattr(self, name)) is not None}
-        for name, value in sigmoids(raws).items():
+        for name in (*GATES, *MEMBRANE):
+            raw = getattr(self, name)
+            if raw is None:
+                continue
+            value = torch.sigmoid(raw)
             if name in GATES and self.gates == "hard":
                 # Exactly 0 or 1, as the subtraction is exact; the gradient passes straight through to the sigmoid.
                 value = value + ((value > 0.5).to(value) - value).detach()

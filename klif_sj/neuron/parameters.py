@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..codegen import StepTraceError, is_tracing
 
 
 class PerStep(NamedTuple):
@@ -46,6 +47,8 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     The gradient is that of the identity, except that a gradient whose descent step would move the value further out
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
+    if is_tracing():
+        raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")
     # The same for nothing, where looking waits for no GPU and the value is known.
     known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
     if known and raw.numel() == 1 and low < raw.item() < high:
@@ -75,23 +78,6 @@ def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
     raw value near its bounds, so it may take a while to come back.
     """
     return _ClampedThrough.apply(raw, low, high)
-
-
-def sigmoids(raws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sigmoid of each tensor, by name.
-
-    Those that are alike are computed together: one small operation each would take longer than a layer's kernel.
-    """
-    alike: dict[Any, list[str]] = {}
-    for name, raw in raws.items():
-        alike.setdefault((raw.shape, raw.dtype, raw.device, raw.requires_grad), []).append(name)
-    found: dict[str, Tensor] = {}
-    for names in alike.values():
-        if len(names) == 1:
-            found[names[0]] = torch.sigmoid(raws[names[0]])
-        else:
-            found.update(zip(names, torch.stack([raws[name] for name in names]).sigmoid().unbind(), strict=True))
-    return {name: found[name] for name in raws}
 
 
 def fit_to_input(

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..codegen.program import Program
 from . import op
-from .op import Gradients, Outputs, unlisted
+from .op import Gradients, Outputs, Target, unlisted
 
 NO_TRANSFORMS = (
     "fused kernels have no rules for torch.func's transforms (grad, vmap, ...) and for batched gradients; use "
@@ -58,9 +58,8 @@ def run(
     return spikes, others[:ends], others[ends:]
 
 
-def _segment(target: Any, program: Program | str) -> int:
-    steps: int = target.segment(Program.decode(program) if isinstance(program, str) else program)
-    return steps
+def _segment(target: Target, program: Program | str) -> int:
+    return target.segment(Program.decode(program) if isinstance(program, str) else program)
 
 
 _segment._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -28,8 +28,8 @@ GRADIENT_BLOCKS = 24
 """Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
 
 REGISTERS = {False: 150, True: 110}
-"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``; the
-rest is for the arithmetic."""
+"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``;
+the rest is for the arithmetic."""
 
 UNROLLED = 32
 """Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
@@ -56,9 +56,9 @@ def require() -> None:
 
 def segment(program: Program) -> int:
     """Steps that are walked at a time: fewer where several parameters with a value for each step are learned, as a
-    thread holds the gradients of a segment's steps in registers.
+    thread holds the gradients of a segment's steps in registers, of which a float64 takes two.
     """
-    stepwise = sum(p.per_step for p in program.learned)
+    stepwise = sum(p.per_step for p in program.learned) * (2 if program.dtype == "float64" else 1)
     return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
 
 
@@ -92,7 +92,8 @@ def _registers(kernel: Kernel, width: int) -> int:
     steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
     own = kernel.totals + kernel.stepwise * steps + sum(steps if p.per_step else 1 for p in parameters)
-    return moved + kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
+    numbers = kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
+    return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
 
 def fitting_vector(kernel: Kernel, call: Call) -> int:
@@ -142,6 +143,10 @@ def launch(kernel: Kernel, call: Call) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
     device, vector = call.x.device, fitting_vector(kernel, call)
     blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
+    if size := kernel.prepared_values(call.geometry.channels // call.neighbours):
+        call.prepared = call.x.new_empty(size, dtype=kernel.real)
+        preparing = math.ceil(size / BLOCK)
+        submit(kernel, vector, "prepare", preparing, call.pack(kernel, preparing), device)
     if call.grad_parameters is None:
         submit(kernel, vector, "forward", blocks, call.pack(kernel, rows), device)
         return

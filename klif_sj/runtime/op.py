@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..codegen.kernel import Kernel
 from ..codegen.program import Program
 from . import cpu, cuda
 from .launch import Call
@@ -41,8 +41,21 @@ Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
 """Of x where it is wanted, of the initial states, and of the learned parameters."""
 
 
-def target_of(tensor: Tensor) -> ModuleType:
-    """The module that launches kernels where a tensor is. A fake kernel cannot ask: its tensors are nowhere."""
+class Target(Protocol):
+    """What launches kernels on one kind of device: the modules ``cpu`` and ``cuda``."""
+
+    def segment(self, program: Program) -> int:
+        """How many steps of a program a kernel takes at a time; states are saved in between."""
+
+    def empty(self, like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory on the tensor's device, for a kernel to write."""
+
+    def launch(self, kernel: Kernel, call: Call) -> None:
+        """Run a kernel, compiled if it has not been yet, on the tensors of a call."""
+
+
+def target_of(tensor: Tensor) -> Target:
+    """What launches kernels where a tensor is. A fake kernel cannot ask: its tensors are nowhere."""
     return cuda if tensor.is_cuda else cpu
 
 

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 """The neurons whose equations are known here, and which classes compute the same ones."""
 
-RUNNING = ("step_mode", "store_v_seq", "backend")
+RUNNING = ("step_mode", "store_v_seq", "keep_state", "backend")
 """Settings of how a neuron runs; all others are of what it computes."""
 
 
@@ -100,6 +100,8 @@ def settings_of(node: MemoryModule) -> tuple[Settings, Settings]:
         settings = {"inplane": _channels(node.conduct), "detach_reset": False} | settings
         learned = {"learn_gates": node.alpha, "learn_membrane": node.tau}
         settings |= {name: value.requires_grad for name, value in learned.items() if value is not None}
+    if "keep_state" not in settings:
+        implied["keep_state"] = True
     if isinstance(settings.get("tau"), float):
         implied.setdefault("learn_tau", False)
     return settings, implied

@@ -37,16 +37,17 @@ from .step_cost import backends_serving
 __all__ = ["Placement", "TrainingRun", "cpu_threads", "is_first_process", "load_checkpoint", "network_of"]
 
 
-def network_of(recipe: Recipe) -> SpikingNetwork:
+def network_of(recipe: Recipe, *, keep_state: bool = True) -> SpikingNetwork:
     """The recipe's network, with the initial weights that its seed gives.
 
+    :param keep_state: False for a training, which resets the states after every batch and reads none of them
     :raises ValueError: for an unknown network or data set, or an option that the network does not take
     """
     dataset = find_dataset(recipe.dataset)
     torch.manual_seed(recipe.seed)
     return build_network(
         recipe.network,
-        neuron_factory(recipe.neuron, recipe.time_steps, recipe.backend),
+        neuron_factory(recipe.neuron, recipe.time_steps, recipe.backend, keep_state=keep_state),
         recipe.time_steps,
         in_channels=dataset.in_channels,
         image_size=dataset.image_size,
@@ -60,7 +61,8 @@ def network_of(recipe: Recipe) -> SpikingNetwork:
 def load_checkpoint(path: str | Path) -> tuple[Recipe, SpikingNetwork]:
     """The recipe of a checkpoint that ``klif-sj train`` wrote, and its network with the trained weights, on the CPU.
 
-    The network's neurons run by ``backend="auto"``: that of the training may be one that is not here.
+    The network's neurons run by ``backend="auto"``: that of the training may be one that is not here. They keep their
+    states, so that a long sequence can be given to the network in parts.
 
     :raises FileNotFoundError: where there is none
     :raises ValueError: for a file that is damaged, no such checkpoint, or whose weights are not its recipe's network's
@@ -192,7 +194,7 @@ class TrainingRun:
             validation=recipe.validation,
             splits=splits,
         )
-        self.module = SpikingClassifier(network_of(recipe), recipe)
+        self.module = SpikingClassifier(network_of(recipe, keep_state=False), recipe)
 
     @property
     def checkpoint(self) -> Path:
@@ -232,7 +234,7 @@ class TrainingRun:
         return False
 
     def run(self, console: Console | None = None) -> dict[str, Any]:
-        """Train to the last epoch and write ``result.json``; returns what it holds, of a training that is finished too.
+        """Train to the last epoch and write ``result.json``; returns its content. A finished run is not trained again.
 
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
         :raises klif_sj.training.divergence.DivergenceError: where the loss is NaN or infinite

@@ -19,7 +19,7 @@ import run  # noqa: E402
 from bench import layer, rows, timing, training  # noqa: E402
 from bench.correctness import TOLERANCE, Verdict, judge, reference, train  # noqa: E402
 from bench.neurons import ours  # noqa: E402
-from bench.plan import SUITES, Job, Training, jobs  # noqa: E402
+from bench.plan import SUITES, Job, Training, TrainingJob, jobs  # noqa: E402
 from bench.providers import NEURONS, PROCESSES, Provider, of_ours, providers  # noqa: E402
 from bench.workload import Workload  # noqa: E402
 
@@ -342,7 +342,7 @@ def test_training_is_not_timed_with_other_neurons_or_losses(monkeypatch: pytest.
     monkeypatch.setattr(timing, "peak_bytes", lambda *_: 1)
     task = Training("fashion-mnist", "klif", 4, 8, device="cpu", width=0.1)
     same = Provider("same", "", of_ours("torch"))
-    job = Job("training", 0, task, "training")
+    job = TrainingJob("training", 0, task)
     good, bad = training.measure(job, [same, provider(DetachedKLIF)], 0.001)
     assert good["status"] == "ok"
     assert good["error_loss"] == 0.0

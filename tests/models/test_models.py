@@ -315,6 +315,24 @@ def test_hidden_layers_fire_from_the_start() -> None:
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("neuron", ["lif", "klif", "clif", "glif"])
+def test_layers_run_step_by_step_too(neuron: str) -> None:
+    """Networks keep their states unless they are asked not to."""
+    network = tiny("klif-mnist", neuron).eval()
+    later = nn.Sequential(*list(network)[1:])
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.ndim > 1:
+                weight.abs_()  # enough current for every layer to fire
+        spikes = network.encoder(torch.rand(STEPS, 2, 3, 32, 32))
+        expected = later(spikes)
+        functional.reset_net(later)
+        functional.set_step_mode(later, "s")
+        found = torch.stack([later(step) for step in spikes])
+    assert expected.any()
+    assert_close(found, expected)
+
+
 def test_unknown_network_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"network: expected one of klif-mnist, .*got 'resnet-18'; did you mean 'resn"):
         tiny("resnet-18")

@@ -140,11 +140,20 @@ class SigmoidSizes(TorchDispatchMode):
 
 
 def test_sigmoids_are_computed_once_per_forward() -> None:
-    """For the seven parameters by channel together, and for the conductances."""
+    """Not once a step: seven of the parameters by channel, and one of the conductances."""
     node = GLIFNode(T, C, backend="torch")
     with SigmoidSizes() as sigmoids:
         node(torch.randn(T, N, C, F))
-    assert sorted(sigmoids.sizes) == sorted([7 * C, T * C])
+    assert sorted(sigmoids.sizes) == sorted([C] * 7 + [T * C])
+
+
+@pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
+def test_the_kernel_computes_the_sigmoids() -> None:
+    node = GLIFNode(T, C, backend="cpp")
+    with SigmoidSizes() as sigmoids:
+        node(torch.randn(T, N, C, F)).sum().backward()
+    assert sigmoids.sizes == []
+    assert [p.prepared for p in node.program().parameters] == [True] * 8
 
 
 def test_parameters_of_one_shape_learn_or_not_each_by_itself() -> None:

@@ -95,7 +95,7 @@ def test_grid(case: Case) -> None:
     kept = torch.ones(case.shape, dtype=torch.bool)
     if not case.exact:
         kept = away_from_threshold(case, stored)
-        assert kept.float().mean() > 0.99
+        assert kept.float().mean() > 0.98
     expected, actual = (outcome(case, backend, stored, kept) for backend in ("torch", "cpp"))
     assert 0.02 < expected["forward"]["spike"].float().mean() < 0.98
     for name, value in expected["forward"].items():

@@ -72,7 +72,7 @@ class FakeDriver:
         blocks, *grid, threads, height, depth, shared, stream, arguments, extra = rest
         assert (*grid, height, depth, shared, stream, extra) == (1, 1, 1, 1, 0, 77, 0)
         assert blocks > 0 < threads
-        address = ctypes.c_void_p.from_address(arguments).value
+        address = ctypes.c_uint64.from_address(arguments).value
         self.first_arguments.append(int.from_bytes(ctypes.string_at(address, 8), "little"))
         self.log.append(f"launch {self.names[function]}")
 

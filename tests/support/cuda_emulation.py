@@ -28,7 +28,7 @@ extern "C" void launch_{name}(const Launch *launch) {{
 
 
 @functools.cache
-def _compiled(kernel: Kernel, vector: int, name: str) -> Callable[[bytes], None]:
+def _compiled(kernel: Kernel, vector: int, name: str) -> Callable[[bytes], int]:
     emulation = Path(__file__).with_name("cuda_on_cpu.h").read_text()
     source = "\n".join((emulation, cuda.source(kernel, vector), LAUNCHER.format(name=name)))
     with pytest.MonkeyPatch.context() as patch:

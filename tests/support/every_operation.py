@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def every_operation(dtype: torch.dtype) -> Program:
         else:
             # Once with all, and once with as few as there must be.
             fewest = sum(p.default is p.empty for p in parameters)
-            keywords = {"value": 0.25} if name.startswith("addc") else {}
+            keywords: dict[str, Any] = {"value": 0.25} if name.startswith("addc") else {}
             terms.append(add(name, *(args[:3] if keywords else args), **keywords))
             terms.append(add(name, *args[: fewest + (name == "clamp")]))
     terms += [add(name, x, *[state] * (name in BINARY)) for name in sorted(CALLS)]

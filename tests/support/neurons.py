@@ -89,11 +89,11 @@ def states_of(node: FusedNode) -> dict[str, Tensor]:
     return {name: getattr(node, name) for name in node.states}
 
 
-def snapshot(node: FusedNode) -> dict[str, object]:
+def snapshot(node: FusedNode) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in node._memories.items()}
 
 
-def assert_memories(node: FusedNode, expected: dict[str, object]) -> None:
+def assert_memories(node: FusedNode, expected: dict[str, Any]) -> None:
     """Every memory, number or tensor, is the one of the snapshot."""
     for name, value in snapshot(node).items():
         if isinstance(value, Tensor):
@@ -124,6 +124,7 @@ def train_step(node: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | Non
     loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in node.named_parameters() if p.grad is not None}
     assert len(gradients) == sum(p.requires_grad for p in node.parameters())
+    assert x.grad is not None
     return {"spike": spike.detach(), "gradient of x": x.grad, **gradients} | {k: v.detach() for k, v in states.items()}
 
 

@@ -85,6 +85,12 @@ def test_overrides_go_to_every_new_neuron() -> None:
     assert patch.report.rows[0].of("overridden")["tau"].old == 3.0
 
 
+def test_keep_state_is_an_override() -> None:
+    with patched(LIFNode=KLIFNode, overrides={"keep_state": False}) as patch:
+        assert LIFNode().keep_state is False
+    assert "overridden  keep_state=False" in str(patch.report)
+
+
 def test_a_model_of_the_zoo_and_its_report() -> None:
     with patched(LIFNode=KLIFNode) as patch:
         net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.LIFNode, tau=3.0)

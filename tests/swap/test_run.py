@@ -110,14 +110,15 @@ def test_settings_and_several_swaps(tmp_path: Path) -> None:
     code = """
         from spikingjelly.activation_based import neuron
         for node in (neuron.LIFNode(tau=3.0), neuron.IFNode()):
-            print(type(node).__name__, node.tau, node.v_reset, node.activation, node.k_bounds)
+            print(type(node).__name__, node.tau, node.v_reset, node.activation, node.k_bounds, node.keep_state)
     """
     script(tmp_path, code)
     more = ["--swap", "IFNode=klif_sj.neuron.klif.KLIFNode", "--set", "v_reset=None", "--set", "activation=celu"]
-    result = execute(*RUN, *more, "--set", "k_bounds=(0.1, 2.0)", "script.py", cwd=tmp_path)
+    more += ["--set", "k_bounds=(0.1, 2.0)", "--set", "keep_state=False"]
+    result = execute(*RUN, *more, "script.py", cwd=tmp_path)
     assert result.stdout.splitlines() == [
-        "KLIFNode 3.0 None celu (0.1, 2.0)",
-        "KLIFNode 2.0 None celu (0.1, 2.0)",
+        "KLIFNode 3.0 None celu (0.1, 2.0) False",
+        "KLIFNode 2.0 None celu (0.1, 2.0) False",
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from tolerance import assert_equal
 from torch import Tensor, nn
 
 from klif_sj import CLIFNode, FusedNode, GLIFNode, KLIFNode, LearnableATan, swap_neurons
@@ -344,6 +345,44 @@ def test_keep_false_takes_the_new_neurons_defaults() -> None:
     assert (net[0].tau, net[0].v_threshold, net[0].v_reset) == (2.0, 1.0, None)
     assert (net[0].step_mode, net[0].store_v_seq, net[0].training) == ("m", True, False)
     assert "keep=False" in row.of("changed")["tau"].why
+
+
+@pytest.mark.parametrize("new", NEW)
+def test_without_states_a_swapped_network_computes_what_it_does_when_it_is_reset(new: type) -> None:
+    def outcome(net: nn.Module, reset: bool) -> list[Tensor]:
+        spikes = []
+        for _ in range(2):
+            spikes.append(net(x))
+            if reset:
+                functional.reset_net(net)
+        torch.stack(spikes).square().sum().backward()
+        return [*spikes, *(p.grad for p in net.parameters() if p.grad is not None)]
+
+    x, weight = torch.rand(3, 2, 6) + 0.5, torch.rand(5, 6)
+    found = []
+    for keep in (True, False):
+        net = nn.Sequential(layer.Linear(6, 5, bias=False), neuron.LIFNode())
+        net[0].load_state_dict({"weight": weight})
+        functional.set_step_mode(net, "m")
+        (row,) = swap_neurons(net, new, keep_state=keep).rows
+        assert str(row.of("overridden")["keep_state"]) == f"keep_state={keep}"
+        torch.manual_seed(0)  # GLIF draws its parameters in the first call
+        found.append(outcome(net, reset=keep))
+    assert found[0][0].any()
+    for actual, expected in zip(found[1], found[0], strict=True):
+        assert_equal(actual, expected)
+
+
+def test_keep_state_belongs_to_how_a_neuron_runs() -> None:
+    net = nn.Sequential(KLIFNode(step_mode="m", keep_state=False))
+    (row,) = swap_neurons(net, CLIFNode, keep=False).rows
+    assert row.of("kept")["keep_state"].new is net[0].keep_state is False
+    (row,) = swap_neurons(net, neuron.LIFNode).rows
+    assert str(row.of("changed")["keep_state"]) == "keep_state: False -> True: LIFNode cannot take it"
+    with pytest.raises(TypeError, match="LIFNode has no parameter 'keep_state'"):
+        swap_neurons(net, neuron.LIFNode, keep_state=False)
+    with pytest.raises(TypeError, match="keep_state: expected True or False, got 1"):
+        swap_neurons(net, CLIFNode, keep_state=1)
 
 
 @pytest.mark.parametrize("within", ["whole", "outer", "part"])

@@ -13,7 +13,7 @@ from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor, nn
 
 from klif_sj import _compat, cli
-from klif_sj.models import SpikingNetwork, build_network, neuron_factory
+from klif_sj.models import SpikingNetwork, build_network, neuron_factory, spiking_layers
 from klif_sj.training.classifier import recorded_rates
 from klif_sj.training.evaluate import NO_COUNTERS, Operations, count_operations, evaluate
 from klif_sj.training.recipe import load_recipe
@@ -34,11 +34,10 @@ class Playback(nn.Module):
         return self.outputs[:, : x.shape[0]]
 
 
-def digits_network(neuron: str = "klif", backend: str = "torch") -> SpikingNetwork:
+def digits_network(neuron: str = "klif", backend: str = "torch", keep_state: bool = True) -> SpikingNetwork:
     torch.manual_seed(0)
-    net = build_network(
-        "klif-mnist", neuron_factory(neuron, T, backend), T, in_channels=1, image_size=8, classes=10, width=1 / 16
-    )
+    factory = neuron_factory(neuron, T, backend, keep_state=keep_state)
+    net = build_network("klif-mnist", factory, T, in_channels=1, image_size=8, classes=10, width=1 / 16)
     # Enough current for every layer to spike.
     with torch.no_grad():
         for weight in net.parameters():
@@ -129,6 +128,19 @@ def test_operations_do_not_depend_on_the_backend() -> None:
     counted = [count_operations(digits_network(backend=name).eval(), [x], 5) for name in ("torch", "auto")]
     assert counted[0] == counted[1]
     assert isinstance(counted[0], Operations)
+
+
+@pytest.mark.parametrize("neuron", ["klif", "clif", "glif"])
+def test_a_network_that_keeps_no_states_is_evaluated_as_one_that_does(neuron: str) -> None:
+    """The energy of memory accesses too, which is counted from states that are there."""
+    x, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
+    found = []
+    for keep_state in (True, False):
+        net = digits_network(neuron, keep_state=keep_state)
+        found.append(evaluate(net, [(x[:3], labels[:3]), (x[3:], labels[3:])]))
+        assert {node.keep_state for node in spiking_layers(net).values()} == {keep_state}
+    assert found[0] == found[1]
+    assert all(found[1].firing_rate.values())
 
 
 @counters

@@ -47,10 +47,8 @@ def test_a_narrow_network_stays_contiguous_and_says_so(
     name: str, width: float, narrow: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = load_recipe(name).override(width=width, backend="torch")
-    assert recipe.channels_last
-    net = network_of(recipe)
     with caplog.at_level(logging.WARNING, logger="klif_sj"):
-        module = SpikingClassifier(net, recipe)
+        module = SpikingClassifier(network_of(recipe), recipe)
     assert module.channels_last is not narrow
     weights = [conv.weight for conv in module.modules() if isinstance(conv, nn.Conv2d)]
     assert all(weight.is_contiguous() for weight in weights) is narrow

@@ -15,7 +15,9 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from spikingjelly.activation_based import functional
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tolerance import assert_equal
 from trainings import TINY, UPDATES, assert_same_training, finished_epochs, tiny, training, weights
 
 from klif_sj import cli
@@ -24,7 +26,7 @@ from klif_sj.training import checkpoint, run
 from klif_sj.training.atomic import replacing
 from klif_sj.training.checkpoint import AtomicCheckpointIO
 from klif_sj.training.data.batches import load
-from klif_sj.training.run import Placement, TrainingRun, load_checkpoint
+from klif_sj.training.run import Placement, TrainingRun, load_checkpoint, network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,6 +80,30 @@ def test_result_is_that_of_the_checkpoint(finished: tuple[Path, dict[str, Any]])
     assert result["history"][-1]["train_loss"] < result["history"][0]["train_loss"]
     assert result["seconds"] > 0
     assert (result["backend"], result["precision"], result["command"]) == ("torch", "32-true", "klif-sj train")
+
+
+def test_a_training_keeps_no_states_and_its_checkpoint_is_any_networks(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    trained = spiking_layers(training(tmp_path).module.net).values()
+    assert {node.keep_state for node in trained} == {False}
+    recipe, net = load_checkpoint(finished[0] / "checkpoints" / "last.ckpt")
+    assert {node.keep_state for node in spiking_layers(net).values()} == {True}
+    network_of(recipe, keep_state=False).load_state_dict(net.state_dict())
+    frames = torch.rand(4, 2, 1, 8, 8)
+    with torch.no_grad():
+        whole = net.eval().outputs_by_step(frames)
+        functional.reset_net(net)
+        in_parts = torch.cat([net.outputs_by_step(part) for part in frames.split((1, 3))])
+    assert_equal(in_parts, whole)
+
+
+def test_without_states_a_training_is_the_same(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    keeping = training(tmp_path)
+    for node in spiking_layers(keeping.module.net).values():
+        node.keep_state = True
+    keeping.run()
+    assert_same_training(tmp_path, finished[0])
 
 
 def test_logs_hold_the_history(finished: tuple[Path, dict[str, Any]]) -> None:

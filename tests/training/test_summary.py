@@ -28,7 +28,7 @@ def test_the_interval_is_students() -> None:
 def test_one_pair_or_equal_differences_have_no_interval(ours: dict[int, float]) -> None:
     found = paired_difference(ours, {0: 90.0, 1: 91.0})
     assert found == Difference(1.0, None, None, len(ours))
-    assert str(found) == "+1.00"
+    assert str(found) == ("+1.00" if len(ours) == 1 else "+1.00 in each pair")
     assert not found.is_clear
 
 

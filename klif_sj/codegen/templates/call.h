@@ -19,6 +19,7 @@ struct Call {
     real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: where segments start
     real *sequences[STATES];                               // [T, neurons], with RECORD
     const real *parameters[AT_LEAST_ONE(PARAMETERS)];      // each scalar, [channels], [T] or [T, channels]
+    real *prepared;                                        // what the step takes in place of those that are PREPARED
     const io *grad_spikes;
     int64 grad_spikes_stride;
     const real *grad_final[STATES];                        // [neurons], or null: zero
@@ -41,9 +42,47 @@ struct View {
     int64 channels, neurons;  // channels: of the parameters
 };
 
+// How many values parameter j has.
+INLINE int64 size_of(const Call &call, int j) {
+    return (PER_STEP >> j & 1 ? T : 1) * (PER_CHANNEL >> j & 1 ? call.channels / call.neighbours : 1);
+}
+
+// Calls body(j, to) for every parameter that is prepared, with the place of its prepared values.
+template <class Body> INLINE void for_prepared(const Call &call, Body &&body) {
+    real *to = call.prepared;
+    unroll<PARAMETERS>([&](auto j) LAMBDA {
+        if constexpr (PREPARED >> j.value & 1) {
+            body(j, to);
+            to += size_of(call, j);
+        }
+    });
+}
+
+// Prepares every stride-th value, from the first on.
+INLINE void prepare_values(const Call &call, int64 first, int64 stride) {
+    for_prepared(call, [&](auto j, real *to) LAMBDA {
+        for (int64 i = first; i < size_of(call, j); i += stride) to[i] = prepared(j, call.parameters[j][i]);
+    });
+}
+
+// The gradient of the neuron's own parameter, from the sum `sum` of gradient g for a channel.
+INLINE real gradient_of(const Call &call, int g, int64 channel, real sum) {
+    const int of = g < TOTALS ? g : TOTALS + (g - TOTALS) / T, t = g < TOTALS ? 0 : (g - TOTALS) % T;
+    real result = sum;
+    unroll<LEARNED>([&](auto j) LAMBDA {
+        if constexpr (PREPARED >> j.value & 1) if (of == j) {
+            constexpr bool per_step = PER_STEP >> j.value & 1, per_channel = PER_CHANNEL >> j.value & 1;
+            const int64 step = per_step ? t * (per_channel ? call.channels / call.neighbours : 1) : 0;
+            result = prepared_back(j, call.parameters[j][step + (per_channel ? channel : 0)], sum);
+        }
+    });
+    return result;
+}
+
 INLINE View view_of(const Call &call) {
     View view;
     unroll<PARAMETERS>([&](auto j) LAMBDA { view.parameters[j] = call.parameters[j]; });
+    for_prepared(call, [&](auto j, real *to) LAMBDA { view.parameters[j] = to; });
     unroll<STATES>([&](auto j) LAMBDA {
         view.sequences[j] = call.sequences[j];
         view.grad_sequences[j] = call.grad_sequences[j];

@@ -140,6 +140,11 @@ constexpr int NO_MEMORY = 1;
 // What every step looks up. Where neighbours share a channel, its parameters are written out for every column, to `to`:
 // so the lanes of a vector read them side by side.
 static int64 spread_size(const Call &call) { return call.neighbours > 1 ? VALUES_OF_CHANNEL * call.channels : 0; }
+static int64 prepared_size(const Call &call) {
+    int64 size = 0;
+    for_prepared(call, [&](auto j, real *) LAMBDA { size += size_of(call, j); });
+    return size;
+}
 static View columns_of(const Call &call, real *to) {
     View view = view_of(call);
     if (call.neighbours == 1) return view;
@@ -176,9 +181,11 @@ INLINE void step_lane(const View &view, const Block &block, int64 lane, int t, c
 }
 
 extern "C" int forward(const Call *launch) {
-    const Call &call = *launch;
-    const Scratch spread(spread_size(call));
-    if (spread.missing) return NO_MEMORY;
+    Call call = *launch;
+    const Scratch spread(spread_size(call)), prepared(prepared_size(call));
+    if (spread.missing || prepared.missing) return NO_MEMORY;
+    call.prepared = prepared.start;
+    prepare_values(call, 0, 1);
     const View view = columns_of(call, spread.start);
     const bool stream = is_large(call.spikes, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {
@@ -273,15 +280,17 @@ static void finish(const Call &call) {
                     for (int lane = 0; lane < FOLD; lane++) lanes[lane] += from[lane];
                 }
             for (double lane : lanes) sum += lane;
-            call.grad_parameters[g * channels + c] = real(sum);
+            call.grad_parameters[g * channels + c] = gradient_of(call, int(g), c, real(sum));
         }
 }
 
 extern "C" int backward(const Call *launch) {
     Call call = *launch;
-    const Scratch spread(spread_size(call)), partial(call.partial ? 0 : call.sums);
-    if (spread.missing || partial.missing) return NO_MEMORY;
+    const Scratch spread(spread_size(call)), prepared(prepared_size(call)), partial(call.partial ? 0 : call.sums);
+    if (spread.missing || prepared.missing || partial.missing) return NO_MEMORY;
     if (!call.partial) call.partial = partial.start;
+    call.prepared = prepared.start;
+    prepare_values(call, 0, 1);
     const View view = columns_of(call, spread.start);
     const bool stream = is_large(call.grad_x, T * view.neurons * int64(sizeof(io)));
     for_blocks(call, [&](const Block &block) {

@@ -186,6 +186,10 @@ INLINE int turns(const Call &call, const Lie &lie) {
     return COLUMNS ? (int(call.rows) + (1 << log2_tall) - 1) >> log2_tall : int(call.rows);
 }
 
+extern "C" __global__ void __launch_bounds__(BLOCK) prepare(const Call call) {
+    prepare_values(call, int64(blockIdx.x) * BLOCK + threadIdx.x, int64(call.rows) * BLOCK);
+}
+
 #if !BACKWARD
 extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
     const View view = view_of(call);
@@ -349,6 +353,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
     if (threadIdx.x) return;
     for (int warp = 1; warp < BLOCK / 32; warp++) sum += shared[warp];
     constexpr int grads = AT_LEAST_ONE(GRADS);
-    call.grad_parameters[COLUMNS ? e : e % grads * call.channels + e / grads] = real(sum);
+    const int64 channels = call.channels / call.neighbours;
+    const int64 g = COLUMNS ? e / channels : e % grads, channel = COLUMNS ? e % channels : e / grads;
+    call.grad_parameters[g * channels + channel] = gradient_of(call, int(g), channel, real(sum));
 }
 #endif

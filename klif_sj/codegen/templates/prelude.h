@@ -178,10 +178,10 @@ INLINE float reciprocal_(float a) {
     return fmaf(r, -fmaf(within, r, -1.0f), r);
 }
 
-// Within 3 units in the last place; a sigmoid below 1e-38 stays there. e^-a is 2^(high + low), low being what rounding
+// Within 7 units in the last place; a sigmoid below 1e-38 stays there. e^-a is 2^(high + low), low being what rounding
 // -a / ln 2 to high left out.
 INLINE float sigmoid_(float a) {
-    const float within = at_least(a, -87.0f), high = within * -1.44269502f;
+    const float within = at_most(at_least(a, -87.0f), 87.0f), high = within * -1.44269502f;
     const float low = fmaf(within, -1.92596303e-8f, fmaf(within, -1.44269502f, -high));
     const float power = approximate_exp2(high);
     return reciprocal_(fmaf(power, low * 0.693147182f, power) + 1.0f);

@@ -54,7 +54,7 @@ def draw_neurons(runs: Runs, out: Path, *, prefix: str = "", suffix: str = ".png
     """Draw accuracy, k and firing rates into the folder ``out``; returns the files' names.
 
     Lines and bars are means over the seeds, bands a sample standard deviation to either side, and dots single seeds.
-    There is none of k where no neuron has one.
+    Without a neuron that has a k, there is no picture of k.
 
     :param runs: by neuron
     :param prefix: how the files' names begin

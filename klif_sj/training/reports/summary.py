@@ -27,7 +27,9 @@ class Difference:
     pairs: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]")
+        if self.low is None:
+            return f"{self.mean:+.2f}" + (" in each pair" if self.pairs > 1 else "")
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     @property
     def is_clear(self) -> bool:

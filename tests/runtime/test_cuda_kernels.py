@@ -1,0 +1,247 @@
+"""What the CUDA kernels' code must be: each fault that was mended is found again where its mending is taken out."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_cases import Make, clif, glif, klif, program_of
+from cuda_emulation import emulate
+from torch import Tensor
+
+from klif_sj import CLIFNode, GLIFNode, KLIFNode
+from klif_sj.codegen import kernel as templates
+from klif_sj.codegen.kernel import Kernel, template
+from klif_sj.runtime import cpu, cuda, nvrtc
+from klif_sj.runtime.cache import CompilerError
+from klif_sj.runtime.layout import Geometry
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import sass
+from bench import machine_code
+
+pytestmark = pytest.mark.once
+
+try:
+    KNOWN = nvrtc.binding().getSupportedArchs()
+except CompilerError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+Undo = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def undo(monkeypatch: pytest.MonkeyPatch) -> Undo:
+    """Takes a mending out of a template: undo(file, text, what it was)."""
+
+    def patched(file: str, text: str, before: str) -> None:
+        original = template(file)
+        assert text in original
+        changed = original.replace(text, before)
+        known = templates.template
+        monkeypatch.setattr(templates, "template", lambda name: changed if name == file else known(name))
+
+    return patched
+
+
+def kernel_of(make: Make, steps: int, dtype: torch.dtype, backward: bool, columns: bool = False) -> Kernel:
+    return Kernel(program_of(make(steps, 64)), steps, dtype, columns, False, backward)
+
+
+def ptx(kernel: Kernel) -> str:
+    options = ("--gpu-architecture=compute_80", *cuda.OPTIONS)
+    text = nvrtc.compiled(cuda.source(kernel, cuda.vector_width(kernel)), options).decode()
+    return text.partition(".entry finish")[0]
+
+
+def widths(text: str, operation: str) -> set[str]:
+    """Of the accesses of 16-bit sequences: those of 32-bit numbers are of parameters, sums and states."""
+    return set(re.findall(rf"\b{operation}\.global[\w.:]*?((?:v\d\.)?[bu](?:16|32|64))\b", text))
+
+
+@pytest.mark.parametrize(("make", "steps", "backward"), [(klif, 8, False), (clif, 4, False), (klif, 4, True)])
+def test_a_step_is_stored_at_once(make: Make, steps: int, backward: bool, undo: Undo) -> None:
+    kernel = kernel_of(make, steps, torch.float16, backward)
+    assert widths(ptx(kernel), "st") == {"v4.u32"}
+    undo(
+        "cuda.cu",
+        "store_bytes<WIDTH>(&pack.lane[offset], to + offset);",
+        "for (int i = 0; i < WIDTH / sizeof(E); i++) to[offset + i] = pack.lane[offset + i];",
+    )
+    assert "u16" in widths(ptx(kernel), "st")
+
+
+@pytest.mark.parametrize("make", [klif, clif, glif], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_sixteen_bytes_at_a_time(make: Make, backward: bool) -> None:
+    """Of x, the gradients and the spikes, wherever the registers allow: forward up to 8 steps, backward up to 4."""
+    for dtype in (torch.float16, torch.float32):
+        text = ptx(kernel_of(make, 4 if backward else 8, dtype, backward))
+        accesses = re.findall(r"(?:ld\.global\.L1::no_allocate|st\.global)\.(v4\.u32|v2\.u32|u32|u16)\b", text)
+        assert set(accesses) == {"v4.u32"}
+        assert len(accesses) >= 12 if backward else 16
+
+
+def test_one_barrier_for_all_sums(undo: Undo) -> None:
+    kernel = kernel_of(glif, 4, torch.float16, True)
+    assert len(re.findall(r"\bbar(?:rier)?\.sync", ptx(kernel))) == 1
+    undo("cuda.cu", "constexpr int AT_A_TIME = 32;", "constexpr int AT_A_TIME = 1;")
+    assert len(re.findall(r"\bbar(?:rier)?\.sync", ptx(kernel))) == 2 * kernel.grads - 1
+
+
+@pytest.mark.parametrize(("node", "backward"), [(KLIFNode, True), (CLIFNode, False), (CLIFNode, True)])
+def test_no_division_branches_where_its_range_is_known(node: Any, backward: bool, undo: Undo) -> None:
+    kernel = Kernel(program_of(node()), 4, torch.float16, False, False, backward)
+    exact = r"\b(?:div|rcp)\.rn\.f32"
+    assert re.findall(exact, ptx(kernel)) == []
+    undo("prelude.h", "    return fmaf(r, -fmaf(within, r, -1.0f), r);", "    return 1.0f / a;")
+    assert len(re.findall(exact, ptx(kernel))) >= 32
+
+
+def test_a_16_bit_number_is_rounded_by_one_instruction(undo: Undo) -> None:
+    kernel = kernel_of(klif, 4, torch.bfloat16, True)
+    assert ptx(kernel).count("cvt.rn.bf16.f32") == 4 * 8
+    undo(
+        "prelude.h",
+        '#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800\n    asm("cvt.rn.bf16',
+        '#if 0\n    asm("cvt.rn.bf16',
+    )
+    assert "cvt.rn.bf16.f32" not in ptx(kernel)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_all_loads_are_asked_for_at_once(backward: bool, undo: Undo) -> None:
+    """By the machine code: a warp waits for memory a few times, not once a step."""
+    try:
+        machine_code.disassembler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    pass_ = "backward" if backward else "forward"
+    few = sass.read("clif", pass_, "float16", 16, "contiguous", 90).memory_waits
+    undo("cuda.cu", "something & bits32(call.neighbours >> 32)", "0")
+    many = sass.read("clif", pass_, "float16", 16, "contiguous", 90).memory_waits
+    assert few <= 4 < 10 < many
+
+
+# How a launch lies over the neurons
+
+
+@pytest.mark.parametrize(("inner", "expected"), [(32, 8), (14 * 14, 4), (7 * 10, 2), (7 * 7, 1)])
+def test_the_width_is_halved_until_it_fits(inner: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation = emulate(monkeypatch)
+    node = GLIFNode(T=2, inplane=3, backend="cpp")
+    with torch.no_grad():
+        node(torch.randn(2, 2, 3, inner).half())
+    assert emulation.launches[0][:2] == ("forward", expected)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40, 64, 96, 512])
+def test_channels_innermost_leave_few_threads_idle(channels: int) -> None:
+    """A block is as wide as the channels ask for; a warp takes several rows where they are few."""
+    for vector in (1, 2, 4):
+        if channels % vector == 0:
+            wide = cuda.block_width(channels, vector)
+            across = -(-channels // (wide * vector))
+            assert channels / (across * wide * vector) > 0.5
+            assert cuda.BLOCK % wide == 0
+
+
+def test_few_partial_sums_and_a_block_for_each_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the second pass is a few loads for each thread, also with channels innermost."""
+    kernel = kernel_of(glif, 4, torch.float16, True, columns=True)
+    _, rows, shares = cuda.grid(kernel, Geometry(1 << 18, 64, 1), cuda.vector_width(kernel), 132)
+    assert shares <= 132 * cuda.GRADIENT_BLOCKS
+    assert rows * shares >= 1 << 18
+    emulation = emulate(monkeypatch)
+    node, x = GLIFNode(T=2, inplane=6, backend="cpp"), torch.randn(2, 9, 6, 3, 3)
+    x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 9))
+    node(x).sum().backward()
+    assert emulation.launches[-1][0] == "finish"
+    assert emulation.launches[-1][2] == 6 * (7 + 2)
+
+
+def test_the_emulation_refuses_a_vector_off_its_boundary(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "support" / "cuda_on_cpu.h").read_text()
+    program = tmp_path / "program.cpp"
+    program.write_text(text + "alignas(16) char bytes[32]; int main() { char to[16]; load_bytes<16>(bytes + 8, to); }")
+    subprocess.run([*cpu.compiler(), "-std=c++17", str(program), "-o", str(tmp_path / "program")], check=True)
+    done = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
+    assert done.returncode < 0
+    assert "a load of 16 bytes is off its boundary" in done.stderr
+
+
+# The GPU's own arithmetic, with what its special function unit gives replaced by numbers that are off by as much as
+# NVIDIA states: a reciprocal by one unit in the last place, exp2 by two
+
+
+def on_the_host(statement: str, off: int) -> Callable[[Tensor], Tensor]:
+    """A statement with the GPU's functions of the prelude over a tensor; ``off``: how far approximations are off."""
+    text = template("prelude.h")
+    own = text[text.index("// 1 / a for a of at least 1") : text.index("#else\nINLINE float reciprocal_")]
+    shims = f"""
+#include <cmath>
+#include <cstring>
+#define INLINE static inline
+static float moved(float a) {{ int bits; memcpy(&bits, &a, 4); bits += {off}; memcpy(&a, &bits, 4); return a; }}
+static float approximate_reciprocal(float a) {{ return moved(1.0f / a); }}
+static float approximate_exp2(float a) {{ return moved(moved(exp2f(a))); }}
+static float at_most(float a, float limit) {{ return a > limit ? limit : a; }}
+static float at_least(float a, float limit) {{ return a < limit ? limit : a; }}
+"""
+    loop = f"""
+extern "C" void apply(const void *const *arguments) {{
+    const float *from = (const float *)arguments[0];
+    float *to = (float *)arguments[1];
+    for (long i = 0; i < (long)arguments[2]; i++) to[i] = {statement};
+}}
+"""
+    apply = cpu.function_of(shims + own + loop, "apply")
+
+    def function(values: Tensor) -> Tensor:
+        out = torch.empty_like(values)
+        apply(struct.pack("@3q", values.data_ptr(), out.data_ptr(), values.numel()))
+        return out
+
+    return function
+
+
+def units(actual: Tensor, expected: Tensor) -> Tensor:
+    """How many float32 numbers lie between; all are positive."""
+    return (actual.view(torch.int32) - expected.view(torch.int32)).abs()
+
+
+@pytest.mark.parametrize("off", [-1, 0, 1])
+def test_the_reciprocal_is_rounded_to_nearest(off: int) -> None:
+    """Of every number from 1 to 2, whatever the special function unit gives: but for a few, which a GPU's own choice
+    of the last bit decides (it takes the same steps where it divides), and then a neighbour of the right number.
+    """
+    values = torch.arange(0x3F800000, 0x40000000, dtype=torch.int32).view(torch.float32)
+    reciprocal = on_the_host("reciprocal_(from[i])", off)
+    distance = units(reciprocal(values), values.double().reciprocal().float())
+    assert distance.max() <= 1
+    assert distance.count_nonzero() <= 40
+    # Nothing is subnormal, and nothing becomes NaN, where the result would leave the range.
+    large = torch.tensor([2.0**125, 2.0**126, 3e38, float("inf"), float("nan")])
+    found = reciprocal(large)
+    assert (found[:4] > 1e-38).all()
+    assert (found[1:4] < 1.2e-38).all()
+    assert found[4].isnan()
+
+
+@pytest.mark.parametrize("off", [-1, 0, 1])
+def test_the_sigmoid_is_within_seven_units(off: int) -> None:
+    values = torch.cat((torch.linspace(-87, 30, 1 << 20), torch.linspace(-4, 4, 1 << 20)))
+    sigmoid = on_the_host("sigmoid_(from[i])", off)
+    assert units(sigmoid(values), values.double().sigmoid().float()).max() <= 7
+    ends = sigmoid(torch.tensor([-1e30, -float("inf"), float("inf"), float("nan")]))
+    assert (ends[:2] < 2e-38).all()
+    assert ends[2] == 1
+    assert ends[3].isnan()
