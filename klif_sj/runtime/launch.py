@@ -123,7 +123,8 @@ _is_shared = getattr(torch._C, "_is_cow_tensor", lambda tensor: False)
 
 def address(tensor: Tensor) -> int:
     """Where a tensor's memory is. ``data_ptr`` would copy memory that is shared until somebody writes to it."""
-    if _is_shared(tensor):
+    # torch 2.15 does not say it of a subclass in Python; what is shared here never is one.
+    if type(tensor) in (Tensor, torch.nn.Parameter) and _is_shared(tensor):
         start: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
         return start + int(tensor.storage_offset()) * tensor.element_size()
     return tensor.data_ptr()

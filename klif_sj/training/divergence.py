@@ -131,7 +131,8 @@ def _first_broken_parameter(net: nn.Module) -> str | None:
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:
-    return torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    norms = [torch.linalg.vector_norm(each.grad) for each in module.parameters() if each.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def _scaler(trainer: lightning.Trainer) -> torch.amp.GradScaler | None:

@@ -13,6 +13,7 @@ from neurons import BATCH, CASES, CHANNELS, CONTRACTS, CPU_BACKENDS, STEPS, Case
 from spikingjelly.activation_based import functional
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
+from versions import needs_compile
 
 from klif_sj import CLIFNode, FusedNode, KLIFNode
 from klif_sj._compat import SPIKINGJELLY_2
@@ -125,6 +126,7 @@ def test_explicit_states_are_given_and_returned() -> None:
         assert_equal(actual, value)
 
 
+@needs_compile
 @needs_compiler
 def test_compiled() -> None:
     net = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), KLIFNode(step_mode="m", keep_state=False))

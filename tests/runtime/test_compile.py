@@ -17,6 +17,7 @@ from spikingjelly.activation_based import functional, layer
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from versions import needs_compile
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode
 
@@ -46,6 +47,7 @@ def trained(net: nn.Module, run: nn.Module, x: Tensor) -> list[Tensor]:
     return [spikes.detach(), *(p.grad.clone() for p in net.parameters())]
 
 
+@needs_compile
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_network_is_one_graph(warm: bool) -> None:
     net, x = network(), current()
@@ -60,6 +62,7 @@ def test_a_network_is_one_graph(warm: bool) -> None:
         assert_close(actual, expected)
 
 
+@needs_compile
 @pytest.mark.parametrize("make", [KLIFNode, CLIFNode])
 def test_single_steps_are_not_compiled_again_and_again(make: type) -> None:
     node, x = make(), current(8, BATCH, CHANNELS)
@@ -70,6 +73,7 @@ def test_single_steps_are_not_compiled_again_and_again(make: type) -> None:
     assert_equal(spikes, torch.stack([node(step) for step in x]))
 
 
+@needs_compile
 @pytest.mark.parametrize("k", [0.5, 1.0, 5.0])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_the_gradient_of_a_bounded_k(k: float, sign: float) -> None:
@@ -82,6 +86,7 @@ def test_the_gradient_of_a_bounded_k(k: float, sign: float) -> None:
     assert_close(*found)
 
 
+@needs_compile
 def test_a_changed_setting_is_compiled_again() -> None:
     node, x = KLIFNode(step_mode="m"), current()
     compiled = torch.compile(node, backend="eager", fullgraph=True)
@@ -111,6 +116,7 @@ NODES = {
 }
 
 
+@needs_compile
 @pytest.mark.parametrize("name", NODES)
 def test_a_cold_export_is_saved_and_loaded_by_another_process(name: str, tmp_path: Path) -> None:
     node, x = NODES[name]().eval(), current()
@@ -131,6 +137,7 @@ def test_a_cold_export_is_saved_and_loaded_by_another_process(name: str, tmp_pat
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+@needs_compile
 @pytest.mark.parametrize("name", NODES)
 def test_a_dynamic_batch_is_exported_and_traced(name: str) -> None:
     node, x = nn.Sequential(layer.Linear(CHANNELS, CHANNELS, step_mode="m"), NODES[name]()).eval(), current()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from versions import needs_compile
 
 from klif_sj import FusedNode, runtime
 from klif_sj.runtime import cpu, cuda
@@ -90,6 +91,7 @@ def test_fakes_look_like_what_comes(target: Any, make: Make, monkeypatch: pytest
     assert counts == {"klif_sj::forward": 160, "klif_sj::backward": 80}
 
 
+@needs_compile
 def test_compiled_with_checkpoints_that_only_the_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """A time-wise GLIF is walked 4 steps at a time on a GPU, 16 on the host."""
     emulate(monkeypatch)

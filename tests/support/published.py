@@ -188,7 +188,8 @@ class IMP(Node):
 
     # 0.0.0.0.14 asks for the first state here ...
     def v_float_to_tensor(self, x: Tensor) -> None:
-        if isinstance(self.v, float):
+        held: Any = self.v
+        if isinstance(held, float):
             self.v = self.initial.to(x.dtype).expand_as(x)
 
     # ... and SpikingJelly 2 here.
