@@ -78,6 +78,8 @@ class OnKernels:
         record: bool, keep: bool, sources: Sources | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """Spikes, final states where they are to be kept, and the states at every step where they are recorded."""
+        if not torch.compiler.is_compiling():
+            runtime.refuse_transforms()  # before a step is traced, which would fail within them by another error
         dtype, device = state_dtype(x_seq.dtype), x_seq.device
         initial: list[Tensor] = []
         numbers: list[float] = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..codegen.program import Program
-from .autograd import as_it_is_now, run
+from .autograd import as_it_is_now, refuse_transforms, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
 
 __all__ = [
     "as_it_is_now",
     "cuda_source",
+    "refuse_transforms",
     "require_backend",
     "run",
     "serving_backend",

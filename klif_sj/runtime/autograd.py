@@ -45,8 +45,7 @@ def run(
         text = program if isinstance(program, str) else program.text
         spikes, found, _, sequences = unlisted(torch.ops.klif_sj.forward(text, x_seq, *rest), ends)
         return spikes, found, sequences
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(NO_TRANSFORMS)
+    refuse_transforms()
     if isinstance(program, str):
         program = Program.decode(program)
     if not learns and forward_ad._current_level < 0:
@@ -56,6 +55,12 @@ def run(
     settings = program, len(initial), initial_value, channel_dim, checkpoints, record, final
     spikes, *others = _Scan.apply(settings, x_seq, *initial, *parameters)
     return spikes, others[:ends], others[ends:]
+
+
+def refuse_transforms() -> None:
+    """:raises RuntimeError: within torch.func's transforms, for which kernels have no rules"""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(NO_TRANSFORMS)
 
 
 def _segment(target: Target, program: Program | str) -> int:
@@ -107,11 +112,11 @@ def as_it_is_now(x_seq: Tensor) -> Tensor:
     Memory is shared until then (torch's copy-on-write storages). Where torch cannot share it, a change in place is
     an error in the backward pass.
     """
-    if (
-        torch.compiler.is_compiling()
-        or type(x_seq) is not Tensor
-        or (x_seq.is_cuda and torch.cuda.is_current_stream_capturing())
-    ):
+    if torch.compiler.is_compiling() or type(x_seq) is not Tensor:
+        return x_seq
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return x_seq  # who watches every operation, as a counter does, knows no such one
+    if x_seq.is_cuda and torch.cuda.is_current_stream_capturing():
         return x_seq
     try:
         return torch._lazy_clone(x_seq)
