@@ -45,7 +45,7 @@ class Fused(OnKernels):
     def single_step_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or "s" not in type(self)._fused_source.modes:
             return super().single_step_forward(x, *args, **kwargs)  # type: ignore[misc]
-        if not self._fused_keep_state:
+        if not self._fused_keep_state and self.step_mode == "s":  # upstream's multi-step mode may go by single steps
             raise ValueError(
                 f"{type(self).__name__}: expected step_mode 'm' with keep_state=False, which starts every call from "
                 "the reset values; fuse with keep_state=True for single steps"
