@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from klif_sj.codegen.kernel import template
+from klif_sj.codegen.call import FIELDS
 
 PARAMETER_BASE = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
 """Where the argument block lies in constant bank 0, by architecture."""
@@ -169,15 +169,10 @@ def _instructions(section: str) -> dict[int, Instruction]:
 
 
 def launch_fields(states: int, parameters: int) -> Iterator[tuple[str, bool]]:
-    """Name of every 8 bytes of the argument block, and whether they are a pointer: read from call.h."""
-    body = matched(r"(?s)struct Call \{(.*?)\n\};", template("call.h"))[1]
-    body = re.sub(r"//[^\n]*", "", body)
-    sizes = {"STATES": states, "AT_LEAST_ONE(PARAMETERS)": max(parameters, 1)}
-    for statement in body.split(";"):
-        kind, _, names = statement.strip().removeprefix("const ").partition(" ")
-        for name in names.split(",") if kind else ():
-            name, _, size = name.strip().rstrip("]").partition("[")
-            yield from ((name.lstrip("*"), name.startswith("*")),) * (sizes[size] if size else 1)
+    """Name of every 8 bytes of the argument block, and whether they are a pointer."""
+    sizes = {"": 1, "STATES": states, "PARAMETERS": max(parameters, 1)}
+    for field in FIELDS:
+        yield from ((field.name, field.is_pointer),) * sizes[field.each]
 
 
 _WORD = 0xFFFFFFFF

@@ -2,15 +2,17 @@
 
 from .program import Parameter, Program
 from .scope import Effective, Scope, note_methods
-from .step import Equations, Kind, NeuronStep, Sources, sources_of, step_of
+from .step import EffectiveParameters, Equations, Kind, NeuronStep, PerStep, Sources, sources_of, step_of
 from .trace import StepTraceError, is_tracing
 
 __all__ = [
     "Effective",
+    "EffectiveParameters",
     "Equations",
     "Kind",
     "NeuronStep",
     "Parameter",
+    "PerStep",
     "Program",
     "Scope",
     "Sources",

@@ -47,7 +47,7 @@ class Prologue:
 
     def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The kernel's parameters by name, of the neuron's tensors by path."""
-        values = [tensors[path] for path in self.paths]
+        values: list[Any] = [tensors.get(path) for path in self.paths]  # None: one that the step does not read
         for function, leaves, tree in self.calls:
             found = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
             args, kwargs = tree_unflatten(list(found), tree)

@@ -8,6 +8,7 @@ from importlib import resources
 
 import torch
 
+from .call import c_struct
 from .program import Parameter, Program
 
 STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float", torch.float64: "double"}
@@ -82,7 +83,8 @@ class Kernel:
         else:
             parts += [_STEP.format(program.forward), *([_STEP_BACKWARD.format(program.backward)] * self.backward)]
         parts.append(_PREPARED.format(program.prepare, program.prepare_back))
-        return "\n".join([*parts, template("call.h"), *([] if on_host else [template("walk.h")]), template(target)])
+        call = template("call.h").replace("CALL\n", c_struct())
+        return "\n".join([*parts, call, *([] if on_host else [template("walk.h")]), template(target)])
 
     def _header(self) -> str:
         program = self.program

@@ -34,7 +34,7 @@ class Parameter:
     """Whether the neuron's own is another one, from which the kernel computes this one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last.
 
@@ -55,14 +55,6 @@ class Program:
     forward_keeping: str | None = None
     backward_of_kept: str | None = None
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        """Once: several caches are asked for a program in every call."""
-        return hash((self.neuron, self.parameters, self.dtype, self.forward, self.backward))
-
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Of the parameters."""
@@ -80,6 +72,7 @@ class Program:
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def decode(text: str) -> Program:
+        """The program of a text: one object for each, so that programs are compared by identity."""
         fields = json.loads(text)
         fields["states"] = tuple(fields["states"])
         fields["parameters"] = tuple(Parameter(**p) for p in fields["parameters"])
@@ -99,7 +92,9 @@ def build_program(
     try:
         with PlainTorch():
             program = _build_program(neuron, step, states, parameters, dtype, backward)
-            return program if effective is None else replace(program, **_prepare_texts(program, effective, dtype))
+            if effective is not None:
+                program = replace(program, **_prepare_texts(program, effective, dtype))
+            return Program.decode(program.text)
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
     except Exception as error:

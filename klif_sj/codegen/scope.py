@@ -12,11 +12,12 @@ import copy
 import dis
 import enum
 import functools
+import keyword
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter, itemgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -164,56 +165,15 @@ def note_methods(scope: Scope, *names: str) -> None:
             scope._scope_reads.note_method(cls, name, scope._scope_path)
 
 
+@dataclass
 class _Owner:
-    """What was read of one object: the neuron, or one that it holds. :meth:`holds` compares it in every call."""
+    """What was read of one object: the neuron, or one that it holds."""
 
-    def __init__(self, path: str, cls: type) -> None:
-        self.cls = cls
-        parent, _, self._name = path.rstrip(".").rpartition(".")
-        self.parent = f"{parent}." if parent else ""
-        self.found: dict[str, Any] = {}
-        self.methods: dict[str, Any] = {}
-        self.absent: set[str] = set()
-        self._values: dict[str, Any] = {}
-
-    def note(self, name: str, comparable: Any, value: Any) -> None:
-        self._values[name] = comparable
-        self.found[name] = type(value)
-
-    def of(self, parent: Any) -> Any:
-        """The object, from the one that holds it."""
-        modules = getattr(parent, "_modules", None)
-        return modules[self._name] if modules and self._name in modules else getattr(parent, self._name)
-
-    @functools.cached_property
-    def _settings(self) -> tuple[Callable[[Any], Any], tuple[Any, ...], tuple[type, ...]] | None:
-        """What reads all settings at once, what was found, and the types: 1, 1.0 and True are equal."""
-        if not self._values:
-            return None
-        names = (*self._values, next(iter(self._values)))  # at least two, so that attrgetter gives a tuple
-        return attrgetter(*names), tuple(map(self._values.get, names)), tuple(map(self.found.__getitem__, names))
-
-    @functools.cached_property
-    def _methods(self) -> tuple[Callable[[Any], Any], tuple[Any, ...]] | None:
-        if not self.methods:
-            return None
-        names = (*self.methods, next(iter(self.methods)))
-        return attrgetter(*names), tuple(map(self.methods.get, names))
-
-    def holds(self, owner: Any) -> bool:
-        """Whether the object is of the same class, with the same settings and methods."""
-        if type(owner) is not self.cls:
-            return False
-        if self._settings is not None:
-            read, values, types_ = self._settings
-            found = read(owner)
-            if values != found or types_ != tuple(map(type, found)):
-                return False
-        if self._methods is not None:
-            read, methods = self._methods
-            if read(self.cls) != methods:
-                return False
-        return not self.absent or not any(hasattr(owner, name) for name in self.absent)
+    cls: type
+    settings: dict[str, tuple[Any, type]] = field(default_factory=dict)
+    """What was found, by name, as it is compared; and its type, as 1, 1.0 and True are equal."""
+    methods: dict[str, Any] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
 
 
 class Reads:
@@ -225,7 +185,7 @@ class Reads:
         self._owners: dict[str, _Owner] = {}
         self._given: list[tuple[str, Any, Any]] = []  # containers handed to the step, which must come back unchanged
         self._bases: dict[type, dict[str, Any]] = {}
-        self._variables: list[tuple[Callable[[], Any], Any]] = []
+        self._variables: dict[tuple[int, str, tuple[str, ...]], tuple[Any, Any, bool]] = {}
         self._analysed: set[types.CodeType] = set()
         self._constants: dict[str, Any] = {}
 
@@ -235,7 +195,7 @@ class Reads:
         """Note a setting of the object at a path, and return what the step gets: a copy of what could be changed."""
         key = path + name
         comparable = _comparable(value, key)
-        self._owners[path].note(name, comparable, value)
+        self._owners[path].settings[name] = comparable, type(value)
         if isinstance(value, bool | int | float | str | types.NoneType):
             self._constants[key] = value
         if isinstance(value, types.FunctionType):
@@ -250,7 +210,7 @@ class Reads:
 
     def note_owner(self, path: str, owner: Any) -> None:
         if path not in self._owners:
-            self._owners[path] = _Owner(path, type(owner))
+            self._owners[path] = _Owner(type(owner))
 
     def note_absence(self, path: str, name: str) -> None:
         self._owners[path].absent.add(name)
@@ -293,9 +253,9 @@ class Reads:
             if instruction.opname == "STORE_DEREF" and name in cells:
                 raise StepTraceError(f"{code.co_name} sets the variable {name!r} of the function around it")
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
-                read: Callable[[], Any] = functools.partial(function.__globals__.get, name, _ABSENT)
+                home: Any = function.__globals__
             elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
-                read = functools.partial(_contents, cells[name])
+                home = cells[name]
             else:
                 continue
             attributes = []
@@ -303,14 +263,17 @@ class Reads:
                 if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                     break
                 attributes.append(following.argval)
-            self._note_variable(read, attributes)
+            self._note_variable(home, name, attributes)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._analyse_code(constant, function, cells, cls)
 
-    def _note_variable(self, read: Callable[[], Any], attributes: list[str]) -> None:
-        """Note a variable of a method, or the value that a chain of attributes leads to from there."""
-        value, path = read(), []
+    def _note_variable(self, home: Any, name: str, attributes: list[str]) -> None:
+        """Note a variable of a method, or the value that a chain of attributes leads to from there.
+
+        :param home: the globals, or the cell that holds the variable
+        """
+        value, path = home[name] if isinstance(home, dict) else _contents(home), []
         for attribute in attributes:
             if isinstance(value, (*PLAIN, *CONTAINERS, Tensor)) and not isinstance(value, types.ModuleType):
                 break
@@ -320,18 +283,25 @@ class Reads:
             path.append(attribute)
         if isinstance(value, (types.ModuleType, Tensor)) or value is _ABSENT:
             return
-        if isinstance(value, CALLABLES):
+        if isinstance(value, types.MethodType):
+            self._analyse_autograd_function(value.__self__)
+        elif isinstance(value, CALLABLES):
             if isinstance(value, type) or _is_fixed(_home(value)):
                 return
             self._analyse(value)
-        if path:
-            read = functools.partial(_follow, read, attrgetter(".".join(path)))
-        if not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
+        by_attributes = not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray, types.MethodType))
+        if by_attributes:
             if not hasattr(value, "__dict__"):
                 return
-            read = functools.partial(_follow, read, _plain_attributes)
             value = _plain_attributes(value)
-        self._variables.append((read, _comparable(value, ".".join(path) or "a variable", hold=True)))
+        comparable = _comparable(value, ".".join(path) or "a variable", hold=True)
+        self._variables[id(home), name, tuple(path)] = home, comparable, by_attributes
+
+    def _analyse_autograd_function(self, cls: Any) -> None:
+        """The methods of a user's torch.autograd.Function, which its ``apply`` calls."""
+        if isinstance(cls, type) and issubclass(cls, torch.autograd.Function) and not _is_fixed(cls.__module__):
+            for name in ("forward", "setup_context", "backward"):
+                self._analyse(getattr(cls, name))
 
     def refuse_side_effects(self) -> None:
         """:raises StepTraceError: where the step has changed a container that it read"""
@@ -342,28 +312,12 @@ class Reads:
     # Comparing, in every call.
 
     @functools.cached_property
-    def _members(self) -> list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]]:
-        """Of every class: its dictionary, what reads the noted members, and what was found."""
-        found: list[tuple[Mapping[str, Any], Callable[[Any], Any], Any]] = []
-        for cls, members in self._bases.items():
-            names = (*members, next(iter(members)))
-            found.append((cls.__dict__, itemgetter(*names), tuple(members[name] for name in names)))
-        return found
+    def find(self) -> Callable[[Any], tuple[Tensor, ...] | None]:
+        """A function of a neuron: its tensors that were read, in order; None where anything else is not as it was.
 
-    def hold(self, root: Any) -> bool:
-        """Whether everything that was read is still the same, for this neuron."""
-        objects: dict[str, Any] = {}
-        try:
-            for path, owner in self._owners.items():
-                objects[path] = found = owner.of(objects[owner.parent]) if path else root
-                if not owner.holds(found):
-                    return False
-            for attributes, get, members in self._members:
-                if get(attributes) != members:
-                    return False
-            return all(noted == get() for get, noted in self._variables)
-        except (AttributeError, KeyError, ValueError):  # something is gone
-            return False
+        It runs in every call, so it is written out as one flat function, a comparison for each value that was read.
+        """
+        return _Guard(self._owners, self._bases, self._variables, self.tensors).compiled()
 
     @functools.cached_property
     def constants(self) -> list[tuple[str, Any]]:
@@ -371,17 +325,93 @@ class Reads:
         return list(self._constants.items())
 
 
+class _Guard:
+    """The text of :attr:`Reads.find`, and the values that it compares with."""
+
+    def __init__(
+        self, owners: Mapping[str, _Owner], bases: Mapping[type, Mapping[str, Any]],
+        variables: Mapping[Any, tuple[Any, Any, bool]], tensors: Iterable[str],
+    ) -> None:  # fmt: skip
+        self._values: dict[str, Any] = {"isinstance": isinstance, "Tensor": Tensor, "plain": _plain_attributes}
+        self._objects = {"": "node"}
+        lines = [line for path, owner in owners.items() if path for line in self._find_object(path, owner, owners)]
+        conditions = [f"type({self._objects[path]}) is {self._value(owner.cls)}" for path, owner in owners.items()]
+        for path, owner in owners.items():
+            conditions += self._of_object(self._objects[path], owner)
+        for cls, members in bases.items():
+            attributes = self._value(cls.__dict__)
+            conditions += [self._same(f"{attributes}[{name!r}]", value) for name, value in members.items()]
+        for (_, name, path), (home, value, by_attributes) in variables.items():
+            found = f"{self._value(home)}[{name!r}]" if isinstance(home, dict) else f"{self._value(home)}.cell_contents"
+            found = ".".join((found, *path))
+            conditions.append(self._same(f"plain({found})" if by_attributes else found, value))
+        read = [self._tensor(path, number) for number, path in enumerate(tensors)]
+        conditions += [f"isinstance({tensor}, Tensor)" for tensor in read]
+        result = "".join(f"t{number}, " for number in range(len(read)))
+        body = (*lines, f"if {' and '.join(conditions or ['True'])}:", f"    return ({result})")
+        self._text = "".join(f"        {line}\n" for line in body)
+
+    def compiled(self) -> Callable[[Any], tuple[Tensor, ...] | None]:
+        gone = "(AttributeError, KeyError, ValueError)"
+        text = f"def find(node):\n    try:\n{self._text}    except {gone}:\n        pass\n    return None\n"
+        exec(compile(text, "<what a traced step read>", "exec"), self._values)
+        find: Callable[[Any], tuple[Tensor, ...] | None] = self._values["find"]
+        return find
+
+    def _value(self, value: Any) -> str:
+        """The name of a value in the text."""
+        name = f"v{len(self._values)}"
+        self._values[name] = value
+        return name
+
+    def _find_object(self, path: str, owner: _Owner, owners: Mapping[str, _Owner]) -> Iterator[str]:
+        parent_path, _, name = path.rstrip(".").rpartition(".")
+        parent = self._objects[f"{parent_path}." if parent_path else ""]
+        found = self._objects[path] = f"o{len(self._objects)}"
+        attribute = _attribute(parent, name)
+        if all(issubclass(cls, nn.Module) for cls in (owner.cls, owners[f"{parent_path}." if parent_path else ""].cls)):
+            attribute = f"{parent}._modules[{name!r}] if {name!r} in {parent}._modules else {attribute}"
+        yield f"{found} = {attribute}"
+
+    def _of_object(self, found: str, owner: _Owner) -> Iterator[str]:
+        for name, (value, cls) in owner.settings.items():
+            yield self._same(_attribute(found, name), value, cls)
+        for name, method in owner.methods.items():
+            yield self._same(_attribute(self._value(owner.cls), name), method)
+        for name in owner.absent:
+            yield f"not hasattr({found}, {name!r})"
+
+    def _same(self, read: str, value: Any, cls: type | None = None) -> str:
+        """That what is read is the very object, or equals it and is of the same type."""
+        if isinstance(value, _Same):
+            return f"{self._value(value.get)}() is {read}"
+        known = self._value(value)
+        of_type = "" if cls is None else f"type(v) is {self._value(cls)} and "
+        return f"((v := {read}) is {known} or {of_type}{known} == v)"
+
+    def _tensor(self, path: str, number: int) -> str:
+        owner, _, name = path.rpartition(".")
+        found = self._objects[f"{owner}." if owner else ""]
+        parameters = f"{found}._parameters"
+        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(found, name)}"
+
+
+def _attribute(found: str, name: str) -> str:
+    plain = name.isidentifier() and not keyword.iskeyword(name)
+    return f"{found}.{name}" if plain else f"getattr({found}, {name!r})"
+
+
 class _Same:
     """Equals one object, which it does not keep alive."""
 
     def __init__(self, value: Any) -> None:
         try:
-            self._value: Callable[[], Any] = weakref.ref(value)
+            self.get: Callable[[], Any] = weakref.ref(value)
         except TypeError:
-            self._value = lambda: value
+            self.get = lambda: value
 
     def __eq__(self, other: object) -> bool:
-        return self._value() is other
+        return self.get() is other
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -409,7 +439,7 @@ def _comparable(value: Any, key: str, hold: bool = False) -> Any:
         return _Array(value)
     if isinstance(value, PLAIN) or value is _ABSENT:
         return value
-    if isinstance(value, CALLABLES):
+    if isinstance(value, (*CALLABLES, types.MethodType)):
         return value if hold else _Same(value)
     if isinstance(value, dict):
         return {name: _comparable(item, f"{key}[{name!r}]", hold) for name, item in value.items()}
@@ -466,7 +496,3 @@ def _contents(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not yet set
         return _ABSENT
-
-
-def _follow(read: Callable[[], Any], get: Callable[[Any], Any]) -> Any:
-    return get(read())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,69 +25,55 @@ Equations = Callable[[Any, Tensor], Tensor]
 Kind = tuple[str, bool, bool, bool, bool]
 """A parameter's name, and whether it is per step, per channel, learned, and prepared: the fields of ``Parameter``."""
 
-Computation = Callable[[Any], Mapping[str, tuple[Tensor, bool]]]
-"""The effective parameters of ``self``, or a stand-in for it, and whether each has a value for every step."""
+
+class PerStep(NamedTuple):
+    """An effective parameter with one value for each time step, time first: ``[T]`` or ``[T, C]``."""
+
+    values: Tensor
 
 
-@dataclass(frozen=True)
+EffectiveParameters = dict[str, Tensor | PerStep]
+
+Computation = Callable[[Any], EffectiveParameters]
+"""The effective parameters of ``self``, or a stand-in for it."""
+
+
+@dataclass(frozen=True, eq=False)
 class NeuronStep:
-    """A program, the tensors of the neuron itself that it takes, by name, and the settings that it depends on.
+    """A program, and where its parameters come from, other than those that are given to the step.
 
-    :param tensors: of one element
-    :param prologue: what gives the others, which may have any shape that broadcasts against a step; None where the
-        program takes no others
-    :param own: the neuron's tensors that the prologue starts from, by path
-    :param paths: where the neuron has those tensors, by name
-    :param settings: numbers and strings that the step read, by dotted name
+    :param own: the tensors of the neuron itself that the trace read, by path
+    :param taken: those of one element that are parameters of the program: by name, their positions in ``own``
+    :param prologue: what computes parameters of other shapes, which broadcast against a step, of ``own``
+    :param settings: numbers and strings that the trace read, by dotted name
     """
 
     program: Program
-    tensors: dict[str, Tensor]
-    paths: dict[str, str]
-    settings: list[tuple[str, Any]]
-    prologue: Prologue | None = None
-    own: dict[str, Tensor] = field(default_factory=dict)
-
-    def shaped(self) -> dict[str, Tensor]:
-        """The parameters that are not the neuron's own numbers, computed anew, by name."""
-        if self.prologue is None:
-            return {}
-        found = self.prologue.run(self.own)
-        return {name: found[name] for name in self.program.names if name in found}
-
-
-class _Found(NamedTuple):
-    """A program, the paths of the neuron's own numbers that it takes, by name, what gives its other parameters, and
-    what its trace read."""
-
-    program: Program
-    paths: dict[str, str]
+    own: tuple[str, ...]
+    taken: dict[str, int]
     prologue: Prologue | None
-    reads: Reads
+    settings: list[tuple[str, Any]]
+
+    def with_own(self, paths: tuple[str, ...]) -> NeuronStep:
+        """The same step with the neuron's own tensors in another order, some of them perhaps not needed."""
+        taken = {name: paths.index(self.own[position]) for name, position in self.taken.items()}
+        return replace(self, own=paths, taken=taken)
+
+    def parameters(self, own: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters that come from the neuron's own tensors, by name."""
+        found = {name: own[position] for name, position in self.taken.items()}
+        if self.prologue is not None:
+            computed = self.prologue.run(dict(zip(self.own, own, strict=True)))
+            found |= {name: computed[name] for name in self.program.names if name in computed}
+        return found
 
 
 @dataclass
 class _Traced:
-    """The programs of neurons for which the same reads hold, by the dtype, the kinds of parameters and the direction.
-
-    :param paths: the neuron's own tensors that the step reads, by dotted name
-    """
+    """The steps of neurons for which the same reads hold, by what tells the programs apart."""
 
     reads: Reads
-    paths: tuple[str, ...]
-    programs: dict[Any, _Found] = field(default_factory=dict)
-
-    @functools.cached_property
-    def _read(self) -> Callable[[Any], tuple[Tensor, ...]]:
-        return attrgetter(*self.paths, *self.paths[:1]) if self.paths else lambda node: ()
-
-    def tensors_of(self, node: nn.Module) -> dict[str, Tensor] | None:
-        """The tensors that the step reads, by path; None where the neuron has no such tensor any more."""
-        try:
-            found = dict(zip(self.paths, self._read(node), strict=False))
-        except AttributeError:
-            return None
-        return found if all(isinstance(tensor, Tensor) for tensor in found.values()) else None
+    steps: dict[Any, NeuronStep] = field(default_factory=dict)
 
 
 _of_node: weakref.WeakKeyDictionary[Any, _Traced] = weakref.WeakKeyDictionary()
@@ -98,14 +82,15 @@ _adding = threading.Lock()
 
 
 def step_of(
-    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    needs_grad: bool, sources: Sources | None = None,
-) -> NeuronStep:  # fmt: skip
-    """The step of a neuron with effective parameters of these kinds.
+    node: Any, equations: Callable[[], Equations], states: Sequence[str], effective: tuple[Kind, ...],
+    dtype: torch.dtype, needs_grad: bool, sources: Sources | None = None,
+) -> tuple[NeuronStep, tuple[Tensor, ...]]:  # fmt: skip
+    """The step of a neuron with effective parameters of these kinds, and the neuron's tensors that it reads.
 
     It is traced where nothing that was traced before still holds: a setting that was read has changed, be it an
     attribute, a method or a global, or a parameter is of another kind.
 
+    :param equations: gives the equations, where the step has to be traced
     :param needs_grad: whether a gradient is wanted already, without one for the neuron's own tensors
     :param sources: of the effective parameters that are computed in the kernel
 
@@ -114,142 +99,129 @@ def step_of(
     if torch._C._get_tracing_state() is not None:
         # With a gradient whether or not one is wanted: torch checks a trace by another one that wants none.
         with OutsideJitTrace(), torch.enable_grad():
-            return _step_of(node, states, equations, effective, dtype, True, sources)
-    return _step_of(node, states, equations, effective, dtype, needs_grad, sources)
-
-
-def _step_of(
-    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    needs_grad: bool, sources: Sources | None,
-) -> NeuronStep:  # fmt: skip
-    traced = _find(_of_node, _of_class, node)
-    tensors = traced.tensors_of(node) if traced else None
-    if traced is None or tensors is None:
-        traced, tensors = _add(node, states, equations, effective, dtype, needs_grad, sources)
-    asked = _asked(effective, dtype, needs_grad, tensors, sources)
-    if asked not in traced.programs:
-        traced.programs[asked] = _trace(node, states, equations, effective, dtype, asked.backward, sources)
-    program, paths, prologue, _ = traced.programs[asked]
-    taken = {name: tensors[path] for name, path in paths.items()}
-    return NeuronStep(program, taken, paths, traced.reads.constants, prologue, tensors if prologue else {})
+            return step_of(node, equations, states, effective, dtype, True, sources)
+    traced, own = _find(_of_node, _of_class, node)
+    gradients, first, backward = torch.is_grad_enabled(), None, needs_grad
+    if own is None:
+        backward = needs_grad or gradients and any(t.requires_grad for t in raw_tensors(node).values())
+        first, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
+        traced, own = _Traced(reads), reads.find(node)
+        if own is None:
+            raise StepTraceError(f"{type(node).__name__}: what its step reads changes while it is read")
+        _add(_of_node, _of_class, node, traced)
+    kind: tuple[Any, ...] = (effective, dtype, sources)
+    for tensor in own:
+        learned = gradients and tensor.requires_grad
+        kind, needs_grad = (*kind, tensor.shape, learned), needs_grad or learned
+    kind = (*kind, needs_grad)
+    step = first if backward == needs_grad and first is not None else traced.steps.get(kind)
+    if step is None:
+        step, reads = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
+        if set(reads.tensors) - set(traced.reads.tensors):
+            raise StepTraceError(
+                f"{type(node).__name__}: its step reads {', '.join(reads.tensors)} for some dtypes or gradients, and "
+                f"{', '.join(traced.reads.tensors) or 'no parameter'} for others; read the same in all"
+            )
+        step = step.with_own(tuple(traced.reads.tensors))
+    traced.steps.setdefault(kind, step)
+    return step, own
 
 
 @dataclass(eq=False)
 class Sources:
     """Where a neuron has its own parameters from which the effective ones are computed, one from one.
 
-    :param paths: by the effective parameter's name, where the own one is, and whether it has a value for every step;
-        empty where the computation is of another form, so that no kernel can do it
+    :param positions: by the effective parameter's name, the position of the own one among the tensors that were read,
+        and whether it has a value for every step; empty where the computation is of another form, so that no kernel
+        can do it
     """
 
     compute: Computation
     reads: Reads
-    paths: dict[str, tuple[str, bool]]
+    positions: dict[str, tuple[int, bool]]
 
 
 _sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
 _sources_of_class: weakref.WeakKeyDictionary[type, list[Sources]] = weakref.WeakKeyDictionary()
 
 
-def sources_of(node: nn.Module, compute: Computation) -> Sources:
-    """What the effective parameters of a neuron are computed from, as far as a kernel can compute them."""
+def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tuple[Sources, EffectiveParameters] | None:
+    """What the effective parameters of a neuron are computed from, and its own parameters in their place.
+
+    None where no kernel can compute them in the arithmetic's dtype.
+    """
     known: Sources | None = _sources_of_node.get(node)
-    if known is not None and not known.paths:
-        return known  # to compute them outside of the kernel is right whatever has changed
-    known = _find(_sources_of_node, _sources_of_class, node)
-    if known is None:
-        known = Sources(compute, Reads(), {})
+    if known is not None and not known.positions:
+        return None  # to compute them outside of the kernel is right whatever has changed
+    known, own = _find(_sources_of_node, _sources_of_class, node)
+    if own is None:
+        reads = Reads()
+        positions: dict[str, tuple[int, bool]] = {}
         with contextlib.suppress(StepTraceError, AttributeError, RuntimeError, TypeError, ValueError):
-            known.paths = _trace_sources(node, compute, known.reads)
-        with _adding:
-            _sources_of_class.setdefault(type(node), []).append(known)
-            _sources_of_node[node] = known
-    return known
+            positions = _trace_sources(node, compute, reads)
+        known, own = Sources(compute, reads, positions), reads.find(node) if positions else ()
+        _add(_sources_of_node, _sources_of_class, node, known)
+    if not known.positions or own is None:
+        return None
+    for tensor in own:
+        if tensor.dtype != dtype:
+            return None
+    parameters: EffectiveParameters = {}
+    for name, (position, per_step) in known.positions.items():
+        parameters[name] = PerStep(own[position]) if per_step else own[position]
+    return known, parameters
 
 
-def _trace_sources(node: Any, compute: Computation, reads: Reads) -> dict[str, tuple[str, bool]]:
+def _trace_sources(node: Any, compute: Computation, reads: Reads) -> dict[str, tuple[int, bool]]:
     own = {path: own_name(path) for path, _ in node.named_parameters()}
     per_step: dict[str, bool] = {}
 
     def effective(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         found = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
-        per_step.update({name: stepwise for name, (_, stepwise) in found.items()})
-        return x, {name: value for name, (value, _) in found.items()}
+        per_step.update({name: isinstance(value, PerStep) for name, value in found.items()})
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
 
     with PlainTorch():
         names = list(compute(node))
         graph = trace_forward(effective, names, list(own.values()), torch.float32)
-    paths = {}
+    positions, read = {}, list(reads.tensors)
     for name in names:
         (*used,) = graph.giving([name]).used_inputs()
         if len(used) != 1 or used[0] not in own.values():
             return {}
-        paths[name] = used[0].removeprefix(own_name("")), per_step[name]
-    return paths if graph.operations else {}  # own parameters that are taken as they are need no computation
+        positions[name] = read.index(used[0].removeprefix(own_name(""))), per_step[name]
+    return positions if graph.operations else {}  # own parameters that are taken as they are need no computation
 
 
-def _computed(
-    node: Any, compute: Computation, own: Mapping[str, Tensor], reads: Reads
-) -> Mapping[str, tuple[Tensor, bool]]:
+def _computed(node: Any, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
     found = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
     return found
 
 
-class _Asked(NamedTuple):
-    """What tells the programs apart that the same reads give."""
-
-    effective: tuple[Kind, ...]
-    dtype: torch.dtype
-    backward: bool
-    own: tuple[Any, ...]
-    sources: Sources | None
-
-
-def _asked(
-    effective: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool, own: Mapping[str, Tensor],
-    sources: Sources | None,
-) -> _Asked:  # fmt: skip
-    gradients = torch.is_grad_enabled()
-    kinds = tuple((tensor.shape, gradients and tensor.requires_grad) for tensor in own.values())
-    return _Asked(effective, dtype, needs_grad or any(learned for _, learned in kinds), kinds, sources)
+def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tensor, ...] | None]:
+    """What was traced of this neuron, or of another one of its class, and still holds; and the tensors that it read."""
+    known = of_node.get(node)
+    if known is not None and (own := known.reads.find(node)) is not None:
+        return known, own
+    for known in of_class.get(type(node), ()):
+        if (own := known.reads.find(node)) is not None:
+            of_node[node] = known
+            return known, own
+    return None, None
 
 
-def _add(
-    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
-    needs_grad: bool, sources: Sources | None,
-) -> tuple[_Traced, dict[str, Tensor]]:  # fmt: skip
-    """Trace a neuron for the first time, to know what it reads."""
-    backward = needs_grad or torch.is_grad_enabled() and any(t.requires_grad for t in raw_tensors(node).values())
-    found = _trace(node, states, equations, effective, dtype, backward, sources)
-    traced = _Traced(found.reads, tuple(found.reads.tensors))
-    tensors = traced.tensors_of(node) or {}
-    asked = _asked(effective, dtype, needs_grad, tensors, sources)
-    if asked.backward == backward:
-        traced.programs[asked] = found
+def _add(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
     with _adding:
-        _of_class.setdefault(type(node), []).append(traced)
-        _of_node[node] = traced
-    return traced, tensors
-
-
-def _find(of_node: Any, of_class: Any, node: nn.Module) -> Any:
-    """What was traced of this neuron, or of another one of its class, and still holds."""
-    found = of_node.get(node)
-    if found is not None and found.reads.hold(node):
-        return found
-    for found in of_class.get(type(node), ()):
-        if found.reads.hold(node):
-            of_node[node] = found
-            return found
-    return None
+        of_class.setdefault(type(node), []).append(known)
+        of_node[node] = known
 
 
 def _trace(
     node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, sources: Sources | None,
-) -> _Found:  # fmt: skip
-    """A program and its parameters: tensors of one element as numbers of the step, others by a prologue.
+) -> tuple[NeuronStep, Reads]:  # fmt: skip
+    """A step and what its trace read: tensors of one element as numbers of the step, others by a prologue.
 
     Where that fails, as for a tensor of one element that is indexed or viewed as a channel, all are of the prologue.
     """
@@ -273,7 +245,7 @@ def _trace_with(
     numbers: Mapping[str, Tensor], shaped: Mapping[str, Tensor], node: Any, states: Sequence[str],
     equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype, backward: bool,
     sources: Sources | None,
-) -> _Found:  # fmt: skip
+) -> tuple[NeuronStep, Reads]:  # fmt: skip
     reads = Reads()
     given = {kind[0] for kind in effective}
     paths = {f"raw_{path}" if path in given else path: path for path in numbers}
@@ -318,16 +290,19 @@ def _trace_with(
     program = build_program(
         _title(node), step, states, parameters, dtype, backward, _preparation(node, sources) if sources else None
     )
-    return _Found(program, {p.name: paths[p.name] for p in program.parameters if p.name in paths}, prologue, reads)
+    own = tuple(reads.tensors)
+    taken = {name: own.index(paths[name]) for name in program.names if name in paths}
+    return NeuronStep(program, own, taken, prologue, reads.constants), reads
 
 
 def _preparation(node: Any, sources: Sources) -> Step:
     """What computes the effective parameters, as if they were states, from the neuron's own."""
 
     def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        own = {path: values[own_name(name)] for name, (path, _) in sources.paths.items()}
+        read = list(sources.reads.tensors)
+        own = {read[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
         found = _computed(node, sources.compute, own, Reads())
-        return x, {name: value for name, (value, _) in found.items()}
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
 
     return prepare
 

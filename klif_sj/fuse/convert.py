@@ -149,7 +149,7 @@ def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:
                 )
     twin: Any = object.__new__(cls)
     twin.__dict__.update(node.__dict__, **settings, _fused_states=names)
-    step = twin._kernel_neuron_step()
+    step, _ = twin._kernel_neuron_step()
     return FuseRow(tuple(item.paths), own, names, step.program.names, cls._fused_source.note), cls
 
 

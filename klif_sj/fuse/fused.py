@@ -89,11 +89,10 @@ class Fused(OnKernels):
             if backend == "equations":
                 spikes, final, sequences = self._fused_run_equations(x_seq, states, record)
             else:
-                effective = {
-                    name: fit_to_input(neuron, name, value, x_seq, 0, 1, dtype)
-                    for name, value in self._fused_effective().items()
-                }
-                spikes, final, sequences = self._run_kernel(x_seq, states, effective, 1, record, self._fused_keep_state)
+                effective, kinds = fit_to_input(neuron, self._fused_effective(), x_seq, 0, 1, dtype)
+                spikes, final, sequences = self._run_kernel(
+                    x_seq, dtype, states, effective, kinds, 1, record, self._fused_keep_state
+                )
         except BaseException:
             self._memories.update(held)
             raise
@@ -108,13 +107,15 @@ class Fused(OnKernels):
             return {}
         return {name: PerStep(value) if per_step else value for name, (value, per_step) in effective(self).items()}
 
-    def _kernel_neuron_step(self: Any, dtype: torch.dtype = torch.float32) -> codegen.NeuronStep:
-        """One time step, forward and backward.
+    def _kernel_neuron_step(
+        self: Any, dtype: torch.dtype = torch.float32
+    ) -> tuple[codegen.NeuronStep, tuple[Tensor, ...]]:
+        """One time step, forward and backward, and the neuron's tensors that it reads.
 
         :raises StepTraceError: naming what no kernel can express and the line that it came from
         """
         kinds = tuple(kind_of(name, value) for name, value in self._fused_effective().items())
-        return codegen.step_of(self, self._fused_states, self._kernel_equations(), kinds, dtype, True)
+        return codegen.step_of(self, self._kernel_equations, self._fused_states, kinds, dtype, True)
 
     def _fused_example_shape(self) -> tuple[int, ...]:
         """The shape of a step's input that the neuron's parameters fit."""
@@ -122,9 +123,8 @@ class Fused(OnKernels):
                     for value in self._fused_effective().values()]  # fmt: skip
         if any(channels):
             return 2, next(shape[0] for shape in channels if shape), 3, 3
-        step = self._kernel_neuron_step()
-        tensors = (*step.shaped().values(), *step.tensors.values())
-        shape = list(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+        step, own = self._kernel_neuron_step()
+        shape = list(torch.broadcast_shapes(*(tensor.shape for tensor in step.parameters(own).values())))
         if not shape or shape[0] != 1:  # a first dimension of size 1 is that of the batch
             shape.insert(0, 1)
         return (2, *(3 if size == 1 else size for size in shape[1:])) if shape[1:] else (3, 8)

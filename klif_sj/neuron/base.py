@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, Program, Sources
-from .on_kernels import EffectiveParameters, OnKernels, attribute, kind_of, traceable
-from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, unless_changed
+from ..codegen import Effective, EffectiveParameters, Kind, Program
+from .on_kernels import OnKernels, kind_of, traceable
+from .parameters import channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 
@@ -32,17 +32,12 @@ class _Sequence(NamedTuple):
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
 
-def _effective(node: FusedNode) -> dict[str, tuple[Tensor, bool]]:
-    """The effective parameters of a neuron, or of a stand-in for it, and whether each is per step."""
-    return {
-        name: (value.values, True) if isinstance(value, PerStep) else (value, False)
-        for name, value in node.effective_parameters().items()
-    }
+def _effective(node: FusedNode) -> EffectiveParameters:
+    """The effective parameters of a neuron, or of a stand-in for it."""
+    return node.effective_parameters()
 
 
-def _jit_trace() -> Any:
-    """The trace of torch.jit that is under way; None where there is none."""
-    return None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
+_NOTHING_LEFT = _Sequence()
 
 
 class FusedNode(OnKernels, _compat.BaseNode):
@@ -128,7 +123,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         self.backend = backend
         self.store_v_seq = check_bool("store_v_seq", store_v_seq)
         self.keep_state = check_bool("keep_state", keep_state)
-        self._sequence = _Sequence()
+        self._sequence = _NOTHING_LEFT
 
     def effective_parameters(self) -> EffectiveParameters:
         """Effective parameters by name, computed from the raw ones once per forward; steps read ``self.effective``.
@@ -177,10 +172,12 @@ class FusedNode(OnKernels, _compat.BaseNode):
                 f"{type(self).__name__}: expected step_mode 'm' with keep_state=False, which starts every call from "
                 "the reset values; build the neuron with keep_state=True for single steps"
             )
-        backend = runtime.serving_backend(self.backend, x)
+        backend = runtime.serving_backend(self._backend, x)
         states, step = self._states_for(x.shape, x)
         spikes, updated, sequences = self._run(backend, x.unsqueeze(0), states, step)
-        self._commit(updated, step + 1)
+        self._memories.update(updated)
+        if self.time_dependent:
+            self._memories["time_step"] = step + 1
         for name, sequence in sequences.items():
             self._append_sequence(name, sequence)
         return spikes[0]
@@ -189,10 +186,12 @@ class FusedNode(OnKernels, _compat.BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Advance by T steps: x_seq ``[T, N, *]``, the spikes ``[T, N, *]``."""
         check_input(x_seq, "m", type(self).__name__)
-        backend = runtime.serving_backend(self.backend, x_seq)
+        backend = runtime.serving_backend(self._backend, x_seq)
         states, _ = self._states_for(x_seq.shape[1:], x_seq)
         spikes, updated, sequences = self._run(backend, x_seq, states, 0, self.keep_state)
-        self._commit(updated if self.keep_state else dict.fromkeys(self.states, NOT_KEPT), 0)
+        self._memories.update(updated if self.keep_state else dict.fromkeys(self.states, NOT_KEPT))
+        if self.time_dependent:
+            self._memories["time_step"] = 0
         for name, sequence in sequences.items():
             setattr(self, f"{name}_seq", sequence)
         return spikes
@@ -201,58 +200,38 @@ class FusedNode(OnKernels, _compat.BaseNode):
         self, backend: str, x_seq: Tensor, states: Mapping[str, State], first_step: int, keep: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Spikes, final states where they are to be kept, and the states at every step where they are stored."""
-        dtype, name = state_dtype(x_seq.dtype), type(self).__name__
-        sources = self._sources(dtype) if backend != "torch" else None
-        parameters = self._sequence_parameters(states) if sources is None else self._own_parameters(sources)
-        effective = {
-            key: fit_to_input(name, key, value, x_seq, first_step, self.channel_dim, dtype)
-            for key, value in parameters.items()
-        }
+        dtype, compiling, before = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
+        found = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
+        sources, parameters = found or (None, {})
+        if sources is None:
+            parameters = self.effective_parameters()
+            # A bounded parameter that has not changed is that of the previous call where this one goes on from the
+            # states that it left: the rule for a value at its bound then judges the gradient of the whole sequence.
+            if before.parameters and not compiling and before.goes_on_from(states):
+                parameters = {n: unless_changed(before.parameters.get(n), value) for n, value in parameters.items()}
+        effective, kinds = fit_to_input(
+            type(self).__name__, parameters, x_seq, first_step, self.channel_dim, dtype, sources is not None
+        )
         if backend == "torch":
-            spikes, updated, sequences = self._run_torch(x_seq, states, effective, keep)
+            spikes, updated, sequences = self._run_torch(x_seq, dtype, states, effective, kinds, keep)
         else:
             spikes, updated, sequences = self._run_kernel(
-                x_seq, states, effective, self.channel_dim, self.store_v_seq, keep, sources
+                x_seq, dtype, states, effective, kinds, self.channel_dim, self._store_v_seq, keep, sources
             )
         # nn.Module's own way to set an attribute takes far longer.
-        left = tuple(updated.values())
-        self.__dict__["_sequence"] = _Sequence(left, parameters, _jit_trace())
+        trace = None if compiling else torch._C._get_tracing_state()
+        self.__dict__["_sequence"] = _Sequence((*updated.values(),), parameters, trace)
         return spikes, updated, sequences
-
-    def _sequence_parameters(self, states: Mapping[str, State]) -> EffectiveParameters:
-        """The effective parameters, computed anew.
-
-        A bounded one that has not changed is that of the previous call where this one goes on from the states that it
-        left: the rule for a value at its bound then judges the gradient of the whole sequence, be it one call or
-        single steps.
-        """
-        parameters, before = self.effective_parameters(), self._sequence
-        if not torch.compiler.is_compiling() and before.parameters and before.goes_on_from(states):
-            return {name: unless_changed(before.parameters.get(name), value) for name, value in parameters.items()}
-        return parameters
-
-    def _sources(self, dtype: torch.dtype) -> Sources | None:
-        """What the effective parameters are computed from, where the kernel can compute them: in the same dtype."""
-        if torch.compiler.is_compiling() or type(self).effective_parameters is FusedNode.effective_parameters:
-            return None
-        sources = codegen.sources_of(self, _effective)
-        same = all(attribute(self, path).dtype == dtype for path, _ in sources.paths.values())
-        return sources if sources.paths and same else None
-
-    def _own_parameters(self, sources: Sources) -> EffectiveParameters:
-        """The neuron's own parameters in place of the effective ones, which the kernel computes of them."""
-        own = {name: (attribute(self, path), per_step) for name, (path, per_step) in sources.paths.items()}
-        return {name: PerStep(value) if per_step else value for name, (value, per_step) in own.items()}
 
     def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
         """One time step of this neuron in C, forward and backward, for an arithmetic's dtype.
 
         :raises klif_sj.codegen.StepTraceError: naming what no kernel can express and the line that it came from
         """
-        sources = self._sources(dtype)
-        parameters = self.effective_parameters() if sources is None else self._own_parameters(sources)
+        sources, parameters = codegen.sources_of(self, _effective, dtype) or (None, self.effective_parameters())
         kinds = tuple(kind_of(name, value, sources is not None) for name, value in parameters.items())
-        return codegen.step_of(self, self.states, self._kernel_equations(), kinds, dtype, backward, sources).program
+        step, _ = codegen.step_of(self, self._kernel_equations, self.states, kinds, dtype, backward, sources)
+        return step.program
 
     def cuda_source(self, T: int, dtype: torch.dtype = torch.float32) -> str:
         """The CUDA C++ that this neuron is trained with, generated from its equations, for T steps of a dtype."""
@@ -263,16 +242,17 @@ class FusedNode(OnKernels, _compat.BaseNode):
         return runtime.cuda_source(self.program(state_dtype(dtype)), T, dtype)
 
     def _run_torch(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        dtype, memories = state_dtype(x_seq.dtype), self._memories
+        self, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
+        kinds: tuple[Kind, ...], keep: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+        memories = self._memories
         # unbind: its backward stacks once, where x_seq[t] would write a whole sequence of zeros for every step.
         steps = runtime.as_it_is_now(x_seq).unbind(0)
         views = {
-            name: [channel_view(v, steps[0], self.channel_dim) for v in value.values.unbind(0)]
-            if isinstance(value, PerStep)
-            else channel_view(value, steps[0], self.channel_dim)
-            for name, value in effective.items()
+            name: [channel_view(v, steps[0], self.channel_dim) for v in effective[name].unbind(0)]
+            if per_step
+            else channel_view(effective[name], steps[0], self.channel_dim)
+            for name, per_step, *_ in kinds
         }
         spikes, history = [], []
         held = {name: memories[name] for name in self.states}
@@ -299,30 +279,28 @@ class FusedNode(OnKernels, _compat.BaseNode):
 
         :raises ValueError: for a state that was given and cannot be broadcast to the step, or is on another device
         """
-        held, dtype = self._memories, state_dtype(x.dtype)
-        left = self._sequence.left
+        held = self._memories
         for name in self.states:
-            state = held[name]
-            if not isinstance(state, Tensor):
-                continue
-            trace = _jit_trace()
-            if trace is not None and trace is not self._sequence.trace and state.requires_grad:
-                # torch.jit traces, and the graph of this state is of an earlier trace, or of none.
+            if isinstance(held[name], Tensor) and self._is_left_by_another(held[name], shape, x):
                 held = self._memories_rv
                 break
-            was_left = torch.compiler.is_compiling() or any(state is other for other in left)
-            if was_left and (state.shape, state.device, state.dtype) != (shape, x.device, dtype):
-                held = self._memories_rv
-                break
-        values = {name: self._memories_rv[name] if held[name] is NOT_KEPT else held[name] for name in self.states}
-        neuron = type(self).__name__
-        states = {name: fit_state(neuron, name, value, shape, x.device, dtype) for name, value in values.items()}
+        states = {}
+        for name in self.states:
+            value = self._memories_rv[name] if held[name] is NOT_KEPT else held[name]
+            if type(value) not in NUMBERS:
+                value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
+            states[name] = value
         return states, held.get("time_step", 0)
 
-    def _commit(self, states: Mapping[str, Any], time_step: int) -> None:
-        self._memories.update(states)
-        if self.time_dependent:
-            self._memories["time_step"] = time_step
+    def _is_left_by_another(self, state: Tensor, shape: torch.Size, x: Tensor) -> bool:
+        """Whether a state was left by a call with another kind of input, or by another trace of torch.jit."""
+        compiling = torch.compiler.is_compiling()
+        trace = None if compiling else torch._C._get_tracing_state()
+        if trace is not None and trace is not self._sequence.trace and state.requires_grad:
+            return True
+        if (state.shape, state.device, state.dtype) == (shape, x.device, state_dtype(x.dtype)):
+            return False
+        return compiling or any(state is left for left in self._sequence.left)
 
     # The functional interface of SpikingJelly 2; the old line never calls it.
 
@@ -401,7 +379,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             super().reset()
         if self._store_v_seq:
             self._forget_sequences()
-        self.__dict__["_sequence"] = _Sequence()
+        self.__dict__["_sequence"] = _NOTHING_LEFT
 
     def detach(self) -> None:
         """Cut the states from the graph. A returned spike may be a state too, so nothing is detached in place."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import codegen, runtime
-from ..codegen import Kind, Program, Sources
-from .parameters import PerStep
-from .states import NOT_KEPT, State, as_state, state_dtype
-
-EffectiveParameters = dict[str, Tensor | PerStep]
+from ..codegen import Kind, PerStep, Program, Sources
+from .states import NOT_KEPT, State, as_state
 
 traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
 """torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
@@ -33,37 +30,38 @@ def attribute(module: Any, path: str) -> Any:
     return module
 
 
-def channel_run(
-    neuron: str, shaped: Mapping[str, Tensor], step: torch.Size, channel_dim: int | None
-) -> tuple[int, int]:
-    """The first dimension of a step along which parameters differ, and the one after the last.
+def spread(
+    neuron: str, values: dict[str, Tensor], shaped: Sequence[str], along: Sequence[Kind], x_seq: Tensor,
+    channel_dim: int | None,
+) -> tuple[int, tuple[int, ...]]:  # fmt: skip
+    """Give parameters that broadcast against a step one value for each place along the dimensions where they differ.
 
+    :param values: all parameters by name; those in ``shaped``, of any shape, and those of the kinds ``along``, which
+        follow ``channel_dim``, are replaced by ``[C]`` and ``[T, C]``
+    :return: the first of those dimensions, and the sizes of all of them
     :raises ValueError: for a parameter that does not broadcast against a step
     """
-    dims = set() if channel_dim is None else {channel_dim}
-    for name, tensor in shaped.items():
-        offset = len(step) - tensor.ndim
-        if offset < 0 or any(size not in (1, step[d + offset]) for d, size in enumerate(tensor.shape)):
+    step = tuple(x_seq.shape[1:])
+    dims = {channel_dim} if along and channel_dim is not None else set()
+    for name in shaped:
+        shape = tuple(values[name].shape)
+        offset = len(step) - len(shape)
+        if offset < 0 or any(size not in (1, step[d + offset]) for d, size in enumerate(shape)):
             raise ValueError(
-                f"{neuron}: parameter {name!r} has shape {tuple(tensor.shape)}, which does not broadcast against a "
-                f"step's input of shape {tuple(step)}; expected it to differ along dimensions of the input alone"
+                f"{neuron}: parameter {name!r} has shape {shape}, which does not broadcast against a step's input of "
+                f"shape {step}; expected it to differ along dimensions of the input alone"
             )
-        dims |= {d + offset for d, size in enumerate(tensor.shape) if size != 1}
-    return min(dims), max(dims) + 1
-
-
-def spread(tensor: Tensor, ndim: int, start: int, size: tuple[int, ...]) -> Tensor:
-    """A parameter that broadcasts against steps of so many dimensions, one value for each along the run: ``[C]``."""
-    aligned = tensor.reshape((1,) * (ndim - tensor.ndim) + tuple(tensor.shape))
-    return aligned.reshape(aligned.shape[start : start + len(size)]).expand(size).reshape(-1)
-
-
-def spread_channels(tensor: Tensor, per_step: bool, position: int, size: tuple[int, ...]) -> Tensor:
-    """An effective parameter, ``[C]`` or ``[T, C]``, one value for each along a run that its channels are part of."""
-    shape = [1] * len(size)
-    shape[position] = -1
-    steps = tuple(tensor.shape[:per_step])
-    return tensor.reshape(*steps, *shape).expand(*steps, *size).flatten(per_step)
+        dims |= {d + offset for d, size in enumerate(shape) if size != 1}
+    start, stop = min(dims), max(dims) + 1
+    size = step[start:stop]
+    for name in shaped:
+        tensor = values[name].reshape((1,) * (len(step) - values[name].ndim) + tuple(values[name].shape))
+        values[name] = tensor.reshape(tensor.shape[start:stop]).expand(size).reshape(-1)
+    for name, per_step, *_ in along if len(size) > 1 else ():
+        steps = tuple(values[name].shape[:per_step])
+        shape = tuple(-1 if dim == channel_dim else 1 for dim in range(start, stop))
+        values[name] = values[name].reshape(*steps, *shape).expand(*steps, *size).flatten(per_step)
+    return start, size
 
 
 class OnKernels:
@@ -74,78 +72,69 @@ class OnKernels:
         raise NotImplementedError
 
     def _run_kernel(
-        self, x_seq: Tensor, states: Mapping[str, State], effective: EffectiveParameters, channel_dim: int | None,
-        record: bool, keep: bool, sources: Sources | None = None,
+        self, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
+        kinds: tuple[Kind, ...], channel_dim: int | None, record: bool, keep: bool, sources: Sources | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        """Spikes, final states where they are to be kept, and the states at every step where they are recorded."""
-        if not torch.compiler.is_compiling():
-            runtime.refuse_transforms()  # before a step is traced, which would fail within them by another error
-        dtype, device = state_dtype(x_seq.dtype), x_seq.device
+        """Spikes, final states where they are to be kept, and the states at every step where they are recorded.
+
+        :param dtype: of states and arithmetic
+        :param effective: parameters that are given to the step, fitted to the input, and ``kinds``, the kind of each
+        :param sources: where the kernel computes the effective parameters: ``effective`` are the neuron's own then
+        """
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(runtime.NO_TRANSFORMS)  # a step that is traced would fail within them by another error
+        needs_grad = x_seq.requires_grad
         initial: list[Tensor] = []
         numbers: list[float] = []
-        if any(isinstance(value, Tensor) for value in states.values()):
-            initial = [as_state(value, x_seq[0], dtype) for value in states.values()]
+        for value in states.values():
+            if isinstance(value, Tensor):
+                initial, numbers = [as_state(value, x_seq[0], dtype) for value in states.values()], []
+                break
+            numbers.append(float(value))
+        for tensor in (*initial, *effective.values()):
+            needs_grad = needs_grad or tensor.requires_grad
+        asked = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
+        program: Program | str
+        if torch.compiler.is_compiling():
+            program, names, own, learns = self._compiled_step(*asked)
         else:
-            numbers = [float(value) for value in states.values()]
-        values = {name: v.values if isinstance(v, PerStep) else v for name, v in effective.items()}
-        needs_grad = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (x_seq, *initial, *values.values())
-        )
-        kinds = tuple(kind_of(name, value, sources is not None) for name, value in effective.items())
-        program, names, own, backward = self._kernel_step(tuple(states), dtype, kinds, needs_grad, sources)
+            step, tensors = codegen.step_of(self, self._kernel_equations, *asked, sources)
+            program, names, learns = step.program, step.program.names, step.program.backward is not None
+            own = step.parameters(tensors) if tensors else {}
+        values, shaped = dict(effective), []
         for name in names:
             if name not in values:
                 tensor = own[name] if own[name].dtype == dtype else own[name].to(dtype)
-                values[name] = tensor.reshape(()) if tensor.numel() == 1 else tensor
-            if values[name].device != device:
-                raise ValueError(
-                    f"{type(self).__name__}: expected parameter {name!r} on the input's device {device}, got "
-                    f"{values[name].device}; move the neuron with .to({str(device)!r})"
-                )
-        shaped = {name: values[name] for name in names if name not in effective and values[name].ndim}
-        merged = None
+                if tensor.ndim and tensor.numel() != 1:
+                    shaped.append(name)
+                values[name] = tensor.reshape(()) if tensor.ndim and tensor.numel() == 1 else tensor
+        merged: tuple[int, ...] = ()
         if shaped:
-            along = {n: v for n, v in effective.items() if kind_of(n, v)[2] and n in names}
-            start, stop = channel_run(type(self).__name__, shaped, x_seq.shape[1:], channel_dim if along else None)
-            size = tuple(x_seq.shape[1 + start : 1 + stop])
-            for name, tensor in shaped.items():
-                values[name] = spread(tensor, x_seq.ndim - 1, start, size)
+            along = [kind for kind in kinds if kind[2] and kind[0] in names]
+            start, size = spread(type(self).__name__, values, shaped, along, x_seq, channel_dim)
             if len(size) > 1:
-                for name, value in along.items():
-                    values[name] = spread_channels(
-                        values[name], isinstance(value, PerStep), (channel_dim or 0) - start, size
-                    )
-                merged = size
+                merged, stop = size, start + len(size)
                 x_seq = x_seq.flatten(1 + start, stop)
                 initial = [state.flatten(start, stop - 1) for state in initial]
             channel_dim = start
+        parameters = []
+        for name in names:
+            parameters.append(values[name])
         spikes, final, sequences = runtime.run(
-            program, x_seq, initial, numbers, [values[n] for n in names], channel_dim, backward, record, keep
+            program, x_seq, initial, numbers, parameters, channel_dim, learns, record, keep
         )
         if merged:
             spikes = spikes.unflatten(1 + start, merged)
             final = [state.unflatten(start, merged) for state in final]
             sequences = [sequence.unflatten(1 + start, merged) for sequence in sequences]
-        kept, stored = (dict(zip(states, values, strict=True)) if values else {} for values in (final, sequences))
-        return spikes, kept, stored
+        return spikes, dict(zip(states, final, strict=False)), dict(zip(states, sequences, strict=False))
 
-    def _kernel_step(
-        self: Any,
-        names: tuple[str, ...],
-        dtype: torch.dtype,
-        kinds: tuple[Kind, ...],
-        needs_grad: bool,
-        sources: Sources | None,
-    ) -> tuple[Program | str, tuple[str, ...], dict[str, Tensor], bool]:
-        """This neuron's program for states of these names, its parameters' names, those that are the
-        neuron's own, and whether it has a gradient.
-
-        While torch.compile traces, the program is its text.
+    def _compiled_step(
+        self: Any, names: tuple[str, ...], kinds: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool
+    ) -> tuple[str, tuple[str, ...], dict[str, Tensor], bool]:
+        """While torch.compile traces: the program as text, its parameters' names, those that are the neuron's own, and
+        whether it has a gradient.
         """
-        if not torch.compiler.is_compiling():
-            step = codegen.step_of(self, names, self._kernel_equations(), kinds, dtype, needs_grad, sources)
-            own = {**step.tensors, **step.shaped()} if step.prologue else step.tensors
-            return step.program, step.program.names, own, step.program.backward is not None
         text, used, paths, computed, settings, backward = self._traced_kernel_step(names, kinds, dtype, needs_grad)
         for path, value in settings:
             # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
@@ -158,16 +147,17 @@ class OnKernels:
 
     def _computed_parameters(self: Any, names: tuple[str, ...], *of: Any) -> dict[str, Tensor]:
         """What a step computes of its parameters alone, outside of the compiled graph."""
-        return codegen.step_of(self, names, self._kernel_equations(), *of).shaped()
+        step, tensors = codegen.step_of(self, self._kernel_equations, names, *of)
+        return step.parameters(tensors)
 
     _computed_parameters._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def _traced_kernel_step(self: Any, names: tuple[str, ...], *of: Any) -> Any:
         """What :meth:`_kernel_step` needs of a step; torch.compile takes it as a constant."""
-        step = codegen.step_of(self, names, self._kernel_equations(), *of)
+        step, _ = codegen.step_of(self, self._kernel_equations, names, *of)
         program = step.program
         settings = tuple((path, value) for path, value in step.settings)
-        paths, computed = dict(step.paths), False
+        paths, computed = {name: step.own[position] for name, position in step.taken.items()}, False
         if step.prologue is not None:
             computed = bool(step.prologue.calls)
             if not computed:

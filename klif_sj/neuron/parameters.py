@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..codegen import StepTraceError, is_tracing
-
-
-class PerStep(NamedTuple):
-    """An effective parameter with one value for each time step, time first: ``[T]`` or ``[T, C]``."""
-
-    values: Tensor
+from ..codegen import Kind, PerStep, StepTraceError, is_tracing
 
 
 class _Bounded(torch.autograd.Function):
@@ -47,12 +42,12 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     The gradient is that of the identity, except that a gradient whose descent step would move the value further out
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
-    if is_tracing():
-        raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")
     # The same for nothing, where looking waits for no GPU and the value is known.
     known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
     if known and raw.numel() == 1 and low < raw.item() < high:
         return raw
+    if is_tracing():
+        raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")
     value = _Bounded.apply(raw, low, high)
     if not torch.compiler.is_compiling():
         value.bounded_from = raw, raw._version, raw.data_ptr()
@@ -81,34 +76,35 @@ def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
 
 
 def fit_to_input(
-    neuron: str, name: str, value: Tensor | PerStep, x_seq: Tensor, first_step: int, channel_dim: int,
-    dtype: torch.dtype,
-) -> Tensor | PerStep:  # fmt: skip
-    """An effective parameter in the arithmetic's dtype, cut to the steps at hand.
+    neuron: str, effective: Mapping[str, Tensor | PerStep], x_seq: Tensor, first_step: int, channel_dim: int,
+    dtype: torch.dtype, prepared: bool = False,
+) -> tuple[dict[str, Tensor], tuple[Kind, ...]]:  # fmt: skip
+    """Effective parameters in the arithmetic's dtype, cut to the steps at hand, and the kind of each.
 
     :raises ValueError: if there are more steps than values, or if the input has another number of channels
     """
-    tensor = value.values if isinstance(value, PerStep) else value
-    if isinstance(value, PerStep):
-        end, length = first_step + x_seq.shape[0], tensor.shape[0]
-        if end > length:
-            raise ValueError(
-                f"{neuron}: {name!r}: expected at most T = {length} time steps, its length, got {end}; "
-                "reset the neuron between sequences, or build it with a larger T"
-            )
-        if (first_step, end) != (0, length):
+    step, gradients = x_seq.shape[1:], torch.is_grad_enabled() or torch.jit.is_tracing()
+    fitted, kinds = {}, []
+    for name, value in effective.items():
+        per_step = isinstance(value, PerStep)
+        tensor = value.values if isinstance(value, PerStep) else value
+        if per_step and (first_step, x_seq.shape[0]) != (0, tensor.shape[0]):
+            end = first_step + x_seq.shape[0]
+            if end > tensor.shape[0]:
+                raise ValueError(
+                    f"{neuron}: {name!r}: expected at most T = {tensor.shape[0]} time steps, its length, got {end}; "
+                    "reset the neuron between sequences, or build it with a larger T"
+                )
             tensor = tensor[first_step:end]
-    channels = tensor.shape[isinstance(value, PerStep) :]
-    if channels:
-        step = tuple(x_seq.shape[1:])
-        if len(channels) > 1 or channel_dim >= len(step) or step[channel_dim] != channels[0]:
+        channels = tensor.shape[per_step:]
+        if channels and (len(channels) > 1 or channel_dim >= len(step) or step[channel_dim] != channels[0]):
             raise ValueError(
                 f"{neuron}: {name!r} has shape {tuple(channels)}, so dimension {channel_dim} of a step's input is "
-                f"expected to have {channels[0]} channels, got an input of shape {step}"
+                f"expected to have {channels[0]} channels, got an input of shape {tuple(step)}"
             )
-    if tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
-    return PerStep(tensor) if isinstance(value, PerStep) else tensor
+        fitted[name] = tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+        kinds.append((name, per_step, bool(channels), gradients and tensor.requires_grad, prepared))
+    return fitted, tuple(kinds)
 
 
 def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:

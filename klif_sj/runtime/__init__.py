@@ -1,17 +1,17 @@
-"""Runs a program over a sequence: backend -> autograd, op -> scan -> cpu | cuda."""
+"""Runs a program over a sequence: backend -> autograd, op -> scan -> launch -> cpu | cuda."""
 
 from __future__ import annotations
 
 import torch
 
 from ..codegen.program import Program
-from .autograd import as_it_is_now, refuse_transforms, run
+from .autograd import NO_TRANSFORMS, as_it_is_now, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
 
 __all__ = [
+    "NO_TRANSFORMS",
     "as_it_is_now",
     "cuda_source",
-    "refuse_transforms",
     "require_backend",
     "run",
     "serving_backend",

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..codegen.program import Program
-from . import op
-from .op import Gradients, Outputs, Target, unlisted
+from .op import unlisted
+from .scan import TARGETS, Gradients, Outputs, scan_of
 
 NO_TRANSFORMS = (
     "fused kernels have no rules for torch.func's transforms (grad, vmap, ...) and for batched gradients; use "
@@ -36,35 +36,29 @@ def run(
     :param record: whether the states at every step are wanted
     :param final: whether the final states are wanted
 
-    :raises RuntimeError: within torch.func's transforms, for which kernels have no rules
     """
-    checkpoints = (x_seq.shape[0] - 1) // _segment(op.target_of(x_seq), program) if learns else 0
-    rest = initial, initial_value, parameters, channel_dim, checkpoints, record, final
-    ends = (len(initial) + len(initial_value)) * final
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         text = program if isinstance(program, str) else program.text
-        spikes, found, _, sequences = unlisted(torch.ops.klif_sj.forward(text, x_seq, *rest), ends)
-        return spikes, found, sequences
-    refuse_transforms()
+        checkpoints = (x_seq.shape[0] - 1) // _segment(x_seq.device.type, text) if learns else 0
+        found = torch.ops.klif_sj.forward(
+            text, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
+        )
+        spikes, ends, _, sequences = unlisted(found, (len(initial) + len(initial_value)) * final)
+        return spikes, ends, sequences
     if isinstance(program, str):
         program = Program.decode(program)
-    if not learns and forward_ad._current_level < 0:
-        spikes, found, _, sequences = _forward(program, x_seq, *rest)
-        return spikes, found, sequences
     # One argument for all that is no tensor, as torch looks at each.
-    settings = program, len(initial), initial_value, channel_dim, checkpoints, record, final
+    settings = program, len(initial), initial_value, channel_dim, learns, record, final
+    if not learns and forward_ad._current_level < 0:
+        spikes, ends, _, sequences = _forward(settings, x_seq, initial, parameters)
+        return spikes, ends, sequences
     spikes, *others = _Scan.apply(settings, x_seq, *initial, *parameters)
-    return spikes, others[:ends], others[ends:]
+    split = len(program.states) if final else 0
+    return spikes, others[:split], others[split:]
 
 
-def refuse_transforms() -> None:
-    """:raises RuntimeError: within torch.func's transforms, for which kernels have no rules"""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(NO_TRANSFORMS)
-
-
-def _segment(target: Target, program: Program | str) -> int:
-    return target.segment(Program.decode(program) if isinstance(program, str) else program)
+def _segment(device: str, text: str) -> int:
+    return TARGETS.get(device, TARGETS["cpu"]).segment(Program.decode(text))
 
 
 _segment._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -75,35 +69,29 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: tuple[Any, ...], x_seq: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        program, n_initial, initial_value, channel_dim, checkpoints, record, final = settings
-        # Those that torch hands on: it tells the graph's inputs by them.
-        initial, parameters = tensors[:n_initial], tensors[n_initial:]
-        spikes, ends, saved, sequences = _forward(
-            program, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
-        )
+        n_initial = settings[1]
+        spikes, ends, saved, sequences = _forward(settings, x_seq, tensors[:n_initial], tensors[n_initial:])
         ctx.set_materialize_grads(False)
-        ctx.settings, ctx.ends = settings, len(ends)
+        ctx.settings, ctx.ends = settings, 1 + len(ends)
+        # The tensors that torch hands on: it tells the graph's inputs by them.
         ctx.save_for_backward(as_it_is_now(x_seq.detach()), saved, *tensors)
         return spikes, *ends, *sequences
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        program, n_initial, initial_value, channel_dim, *_ = ctx.settings
+        program, n_initial, *_ = ctx.settings
         try:
-            saved = ctx.saved_tensors  # once: activation checkpointing computes them again
+            x_seq, checkpoints, *tensors = ctx.saved_tensors  # once: activation checkpointing computes them again
         except RuntimeError as error:
             if "inplace" in str(error):
                 raise RuntimeError(f"{program.neuron}: its input was changed in place afterwards. {error}") from error
             raise
-        x_seq, checkpoints, *tensors = saved
-        ends = 1 + ctx.ends
         grad_x, grad_initial, found = _backward(
-            program, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grads[0],
-            grads[1:ends], grads[ends:], channel_dim, ctx.needs_input_grad[1],
+            ctx.settings, x_seq, tensors[:n_initial], tensors[n_initial:], checkpoints, grads[0], grads[1 : ctx.ends],
+            grads[ctx.ends :], ctx.needs_input_grad[1],
         )  # fmt: skip
-        gradients = iter(found)
-        grad_parameters = [next(gradients) if p.learned else None for p in program.parameters]
-        return None, grad_x, *grad_initial, *grad_parameters
+        unlearned = len(program.parameters) - len(found)  # they come after the learned ones
+        return None, grad_x, *grad_initial, *found, *(None,) * unlearned
 
 
 def as_it_is_now(x_seq: Tensor) -> Tensor:
@@ -142,37 +130,41 @@ def _unwatched(x_seq: Tensor, *others: Tensor | None) -> bool:
 
 
 def _forward(
-    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], channel_dim: int | None, checkpoints: int, record: bool, final: bool,
-) -> Outputs:  # fmt: skip
+    settings: tuple[Any, ...], x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> Outputs:
     """The forward operator, below autograd."""
-    rest = initial, initial_value, parameters, channel_dim, checkpoints, record, final
+    program, _, initial_value, channel_dim, learns, record, final = settings
     if _unwatched(x_seq, *initial, *parameters):
-        return op.forward(program, x_seq, *rest)
+        scan = scan_of(program, x_seq, initial, parameters, channel_dim)
+        return scan.forward(x_seq, initial, initial_value, parameters, learns and scan.checkpoints, record, final)
+    checkpoints = (x_seq.shape[0] - 1) // TARGETS[x_seq.device.type].segment(program) if learns else 0
     with torch._C._AutoDispatchBelowAutograd():
-        found = torch.ops.klif_sj.forward(program.text, x_seq, *rest)
-    spikes, ends, saved, sequences = unlisted(found, (len(initial) + len(initial_value)) * final)
+        found = torch.ops.klif_sj.forward(
+            program.text, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
+        )
+    spikes, ends, saved, sequences = unlisted(found, len(program.states) if final else 0)
     # As without a watcher: activation checkpointing counts what is saved, and may watch but one of two passes.
     return spikes, ends, saved if checkpoints else None, sequences
 
 
 def _backward(
-    program: Program, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
-    parameters: Sequence[Tensor], checkpoints: Tensor | None, grad_spikes: Tensor | None,
-    grad_final: Sequence[Tensor | None], grad_sequences: Sequence[Tensor | None], channel_dim: int | None, need_x: bool,
+    settings: tuple[Any, ...], x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor],
+    checkpoints: Tensor | None, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
+    grad_sequences: Sequence[Tensor | None], need_x: bool,
 ) -> Gradients:  # fmt: skip
     """The backward operator: below autograd, except with ``create_graph``, where its own refuses a derivative."""
-    tensors = *initial, *parameters, grad_spikes, *grad_final, *grad_sequences
-    if not torch.is_grad_enabled() and _unwatched(x_seq, *tensors):
+    program, _, initial_value, channel_dim, *_ = settings
+    watched = torch.is_grad_enabled()
+    if not watched and _unwatched(x_seq, *initial, *parameters, grad_spikes, *grad_final, *grad_sequences):
+        scan = scan_of(program, x_seq, initial, parameters, channel_dim)
         try:
-            return op.backward(
-                program, x_seq, initial, initial_value, parameters, checkpoints, grad_spikes, grad_final,
-                grad_sequences, channel_dim, need_x,
-            )  # fmt: skip
+            return scan.backward(
+                x_seq, initial, initial_value, parameters, checkpoints, grad_spikes, grad_final, grad_sequences, need_x
+            )
         except NotImplementedError as error:  # a batch of gradients has no memory
             raise RuntimeError(NO_TRANSFORMS) from error
     saved = x_seq.new_empty(0) if checkpoints is None else checkpoints
-    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+    with nullcontext() if watched else torch._C._AutoDispatchBelowAutograd():
         found = iter(
             torch.ops.klif_sj.backward(
                 program.text, x_seq, initial, initial_value, parameters, saved, grad_spikes, grad_final,

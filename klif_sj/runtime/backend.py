@@ -65,15 +65,19 @@ def serving_backend(backend: str, x: Tensor) -> str:
     :raises ValueError: if the named backend does not serve the input's device
     """
     device = x.device.type
+    taken_apart = (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+    ) and _is_taken_apart()  # fmt: skip
     if backend == "auto":
         wanted = _FUSED_ON.get(device, "torch")
-        return wanted if can_serve(wanted) and not _is_taken_apart() else "torch"
+        return wanted if can_serve(wanted) and not taken_apart else "torch"
     if backend in _DEVICE_OF and device != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend {backend!r}: expected a tensor on {_DEVICE_OF[backend]!r}, got one on {device!r}; move the "
             "input, or use backend='auto'"
         )
-    if backend != "torch" and _is_taken_apart():
+    if backend != "torch" and taken_apart:
         warnings.warn(
             f"backend {backend!r} does not serve an export to ONNX or a counter of operations, which know no fused "
             "kernel; backend 'torch' does, with the same equations. Use backend='auto' to choose so yourself",
@@ -88,8 +92,6 @@ def _is_taken_apart() -> bool:
     """Whether the call's operations are what is asked for, by someone to whom a fused kernel means nothing."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return torch.onnx.is_in_onnx_export()
-    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
-        return False
     modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
     # SpikingJelly 2's counters and energy estimates, and what derives from them.
     return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)

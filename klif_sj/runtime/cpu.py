@@ -13,17 +13,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
-from . import cache
+from . import cache, layout, memory
 from .cache import CompilerError as CompilerError
-from .launch import Call
-from .layout import Geometry
+from .launch import Pass
 from .memory import LARGE
-from .memory import empty as empty
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
 ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -149,24 +148,37 @@ def _processor() -> str:
     )
 
 
-def launch(kernel: Kernel, call: Call) -> None:
+def allocator(
+    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """What makes uninitialised tensors of one kind; large ones lie in the pool."""
+    if math.prod(shape) * dtype.itemsize >= LARGE:
+        return functools.partial(memory.empty, shape, strides, dtype)
+    return layout.allocator(shape, strides, dtype, device)
+
+
+def launch(work: Pass, record: list[Any]) -> None:
     """Run a kernel on the threads that torch uses; a small one on the calling thread alone.
 
     :raises MemoryError: if the system has none for what a launch needs beside its tensors
     """
-    function, rows, sums, small = prepared(kernel, call.geometry)
+    function, rows, sums, small = prepared(work)
+    at = work.layout.at
+    record[at.rows], record[at.sums] = rows, sums
+    record[at.threads] = 1 if small or _forked else torch.get_num_threads()
     if sums >= MANY_SUMS:
-        call.partial = call.x.new_empty(sums, dtype=kernel.real)
-    if function(call.pack(kernel, rows, 1 if small or _forked else torch.get_num_threads(), sums)):
+        partial = torch.empty(sums, dtype=work.kernel.real)
+        record[at.partial] = partial.data_ptr()
+    if function(work.layout.pack(*record)):
         raise MemoryError("the system has no memory for a kernel's partial sums and parameters")
 
 
 @functools.lru_cache(maxsize=1024)
-def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int], int, int, bool]:
+def prepared(work: Pass) -> tuple[Callable[[bytes], int], int, int, bool]:
     """What a launch needs that is set by kernel and shape alone: the function, how many blocks
     share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
-    outer, channels, inner = geometry
+    kernel, (outer, channels, inner) = work.kernel, work.geometry
     if kernel.columns:
         rows = max(math.ceil(outer / 64), 1)
         sums = math.ceil(outer / rows) * kernel.grads * channels
@@ -174,7 +186,7 @@ def prepared(kernel: Kernel, geometry: Geometry) -> tuple[Callable[[bytes], int]
         blocks = outer * math.ceil(inner / LANES)  # of a channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
         sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
-    return load(kernel), rows, sums, geometry.neurons * kernel.steps < SERIAL_LIMIT
+    return load(kernel), rows, sums, work.geometry.neurons * kernel.steps < SERIAL_LIMIT
 
 
 _forked = False

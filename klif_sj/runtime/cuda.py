@@ -13,9 +13,9 @@ import torch
 from ..codegen.kernel import Kernel
 from ..codegen.program import SEGMENT, Program
 from . import nvrtc
-from .launch import Call, address, with_rows
+from .launch import Pass
 from .layout import Geometry
-from .layout import empty as empty
+from .layout import allocator as allocator
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 """No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
@@ -96,18 +96,18 @@ def _registers(kernel: Kernel, width: int) -> int:
     return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
 
-def fitting_vector(kernel: Kernel, call: Call) -> int:
+def fitting_vector(work: Pass, record: list[Any]) -> int:
     """:func:`vector_width`, halved until every row starts on its boundary."""
-    vector, geometry = vector_width(kernel), call.geometry
-    strides = [t.stride(0) for t in (call.x, call.grad_spikes) if t is not None]
-    strides += [geometry.neurons, geometry.channels if kernel.columns else geometry.inner]
-    while vector > 1 and any(stride % vector for stride in strides):
+    kernel, geometry, at = work.kernel, work.geometry, work.layout.at
+    vector = vector_width(kernel)
+    rows = geometry.neurons | (geometry.channels if kernel.columns else geometry.inner)
+    rows |= record[at.x_stride] | record[at.grad_spikes_stride]
+    while vector > 1 and rows % vector:
         vector //= 2
-    tensors = call.neuron_tensors()
-    addresses = [address(tensor) for tensor in tensors]
-    if functools.reduce(operator.or_, addresses) % 16:  # mostly none is off a boundary
-        sizes = [tensor.element_size() for tensor in tensors]
-        while vector > 1 and any(a % min(16, vector * size) for a, size in zip(addresses, sizes, strict=True)):
+    addresses = [(record[position], is_io) for position, is_io in work.layout.by_neuron]
+    if functools.reduce(operator.or_, (address for address, _ in addresses)) % 16:  # mostly none is off a boundary
+        io, real = kernel.dtype.itemsize, kernel.real.itemsize
+        while vector > 1 and any(address % min(16, vector * (io if is_io else real)) for address, is_io in addresses):
             vector //= 2
     return vector
 
@@ -139,23 +139,33 @@ def block_width(channels: int, vector: int) -> int:
     return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
 
 
-def launch(kernel: Kernel, call: Call) -> None:
+def launch(work: Pass, record: list[Any]) -> None:
     """Run a kernel, and the second pass of its parameter gradients, on torch's current stream."""
-    device, vector = call.x.device, fitting_vector(kernel, call)
-    blocks, rows, shares = grid(kernel, call.geometry, vector, processors(device))
-    if size := kernel.prepared_values(call.geometry.channels // call.neighbours):
-        call.prepared = call.x.new_empty(size, dtype=kernel.real)
-        preparing = math.ceil(size / BLOCK)
-        submit(kernel, vector, "prepare", preparing, call.pack(kernel, preparing), device)
-    if call.grad_parameters is None:
-        submit(kernel, vector, "forward", blocks, call.pack(kernel, rows), device)
+    kernel, geometry, device, at, pack = (
+        work.kernel,
+        work.geometry,
+        work.device,
+        work.layout.at,
+        work.layout.pack,
+    )
+    vector = fitting_vector(work, record)
+    blocks, record[at.rows], shares = grid(kernel, geometry, vector, processors(device))
+    if size := kernel.prepared_values(work.channels):
+        prepared = torch.empty(size, dtype=kernel.real, device=device)
+        record[at.prepared] = prepared.data_ptr()
+        preparing, rows = math.ceil(size / BLOCK), record[at.rows]
+        record[at.rows] = preparing
+        submit(kernel, vector, "prepare", preparing, pack(*record), device)
+        record[at.rows] = rows
+    if not kernel.backward:
+        submit(kernel, vector, "forward", blocks, pack(*record), device)
         return
-    call.partial = call.grad_parameters.new_empty(shares * call.geometry.channels * kernel.grads)
-    block = call.pack(kernel, rows)
-    submit(kernel, vector, "backward", blocks, block, device)
+    partial = torch.empty(shares * geometry.channels * kernel.grads, dtype=kernel.real, device=device)
+    record[at.partial] = partial.data_ptr()
+    submit(kernel, vector, "backward", blocks, pack(*record), device)
     if kernel.grads:
-        sums = kernel.grads * call.geometry.channels // call.neighbours
-        submit(kernel, vector, "finish", sums, with_rows(block, shares), device)
+        record[at.rows] = shares
+        submit(kernel, vector, "finish", kernel.grads * work.channels, pack(*record), device)
 
 
 def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:

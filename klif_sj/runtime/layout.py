@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,17 +46,27 @@ def step_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int,
     return dense_strides(step, strides[1:]) or contiguous_strides(step)
 
 
+def lies_as(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether two strides of one shape are the same layout: those of dimensions of size 1 do not matter."""
+    return strides == wanted or all(size == 1 or a == b for size, a, b in zip(shape, strides, wanted, strict=True))
+
+
 def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
     """A sequence ``[T, N, *]`` whose every step lies as ``strides`` say; itself where it already does.
 
     The distance between steps is free: an input that was expanded over time stays one step in memory.
     """
-    if sequence.stride()[1:] == strides:
-        return sequence
-    shape = tuple(sequence.shape[1:])
-    if all(size == 1 or a == b for size, a, b in zip(shape, sequence.stride()[1:], strides, strict=True)):
+    found = sequence.stride()[1:]
+    if found == strides or lies_as(tuple(sequence.shape[1:]), found, strides):
         return sequence
     return empty_sequence(sequence, sequence.shape[0], strides, sequence.dtype).copy_(sequence)
+
+
+def allocator(
+    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Callable[[], Tensor]:
+    """What makes uninitialised tensors of one kind."""
+    return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
 
 
 def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -63,13 +74,7 @@ def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype:
     return torch.empty_strided(shape, strides, dtype=dtype, device=like.device, requires_grad=False)
 
 
-Empty = Callable[[Tensor, tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
-"""How memory is found: ``empty`` above, or what a backend has instead."""
-
-
-def empty_sequence(
-    like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype, empty: Empty = empty
-) -> Tensor:
+def empty_sequence(like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised ``[steps, N, *]`` in a layout, steps one after the other."""
     shape = tuple(like.shape[1:])
     return empty(like, (steps, *shape), (math.prod(shape), *strides), dtype)

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import layout
-
 LARGE = 1 << 24
 """Bytes from which on an output comes from the pool, and is stored around the caches."""
 
@@ -114,16 +112,16 @@ def _map(size: int) -> Block:
 pool = Pool()
 
 
-def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised dense tensor on the CPU; a large one lies in the pool, where a profiler does not look for it."""
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MAP_PRIVATE") or torch.autograd._profiler_enabled():
-        return layout.empty(like, shape, strides, dtype)
+        return torch.empty_strided(shape, strides, dtype=dtype)
     try:
         lent = pool.lease(size)
     except OSError:
         pool.release()
-        return layout.empty(like, shape, strides, dtype)  # or torch says how much memory it lacks
+        return torch.empty_strided(shape, strides, dtype=dtype)  # or torch says how much memory it lacks
     whole = torch.frombuffer(lent, dtype=dtype)
     fills: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fills and torch.are_deterministic_algorithms_enabled():

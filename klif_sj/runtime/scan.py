@@ -1,109 +1,262 @@
-"""What a launch needs to know that depends on shapes alone."""
+"""A program on sequences of one kind: what shapes, layouts, dtypes and devices decide, found out and checked once."""
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..codegen.kernel import Kernel
 from ..codegen.program import Program
-from .layout import Geometry, contiguous_strides, geometry, step_strides, with_layout
+from . import cpu, cuda
+from .launch import Pass, address
+from .layout import Geometry, empty_sequence, geometry, lies_as, step_strides, with_layout
 
 COLUMN_LIMIT = 32
 """Channels with fewer neurons than this in a row are laid side by side instead (the ``columns`` schedule)."""
 
+Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
+"""Spikes, final states, checkpoints where a sequence has any, and recorded states."""
 
-@dataclass(frozen=True)
-class Plan:
-    """A kernel, and how it goes over a sequence.
+Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
+"""Of x where it is wanted, of the initial states, and of the learned parameters."""
 
-    :param shape: of one step
-    :param strides: of the neurons of one step, in which the kernel works
-    :param geometry: the neurons as the kernel counts them
-    :param channels: of the parameters
-    :param neighbours: neurons in a row that share a channel, where the kernel takes every neuron for a channel
+# In C, as they are asked for in every call.
+_address, _size, _is_contiguous = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
+_dtype, _device = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
+
+
+def _form(state: Tensor) -> tuple[Any, ...]:
+    return state.shape, state.stride(), state.dtype, state.device
+
+
+class Target(Hashable, Protocol):
+    """What launches kernels on one kind of device: the modules ``cpu`` and ``cuda``."""
+
+    def segment(self, program: Program) -> int:
+        """How many steps of a program a kernel takes at a time; states are saved in between."""
+
+    def allocator(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Callable[[], Tensor]:
+        """What makes uninitialised tensors of one kind, for a kernel to write."""
+
+    def launch(self, work: Pass, record: list[Any]) -> None:
+        """Run a kernel, compiled if it has not been yet, with its record, of which the target's own fields are left."""
+
+
+TARGETS: dict[str, Target] = {"cpu": cast(Target, cpu), "cuda": cast(Target, cuda)}
+"""What launches kernels, by the type of a device."""
+
+
+class Scan:
+    """A program over sequences ``[T, N, *]`` of one shape, layout, dtype and device, with parameters and initial states
+    of one form each.
+
+    :raises ValueError: for a tensor of another size, dtype or device than the kernel reads there
     """
 
-    kernel: Kernel
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    geometry: Geometry
-    channels: int
-    neighbours: int
+    def __init__(
+        self, target: Target, program: Program, sizes: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
+        device: torch.device, channel_dim: int | None, initial: tuple[Any, ...], parameters: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        self.target, self.program, self.dtype, self.device = target, program, dtype, device
+        self.shape = tuple(sizes)
+        self.step = self.shape[1:]
+        self.strides = step_strides(self.shape, strides)
+        self.real: torch.dtype = getattr(torch, program.dtype)
+        self.neurons = math.prod(self.step)
+        self.checkpoints = (self.shape[0] - 1) // target.segment(program)
+        per_channel = any(p.per_channel for p in program.parameters)
+        laid = geometry(self.step, self.strides, channel_dim if per_channel else None)
+        self.columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
+        self.channels = laid.channels
+        self.geometry = Geometry(laid.outer, laid.channels * laid.inner, 1) if self.columns else laid
+        self._x_lies = lies_as(self.step, strides[1:], self.strides)
+        self._passes: dict[tuple[bool, bool], Pass] = {}
+        whole, dense = self.shape, (self.neurons, *self.strides)
+        self._new_spikes = target.allocator(whole, dense, dtype, device)
+        self._new_sequence = target.allocator(whole, dense, self.real, device)
+        self._new_state = target.allocator(self.step, self.strides, self.real, device)
+        self._initial_lies = self._parameters_lie = True
+        for shape, found, *rest in initial:
+            self._check("an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *rest)
+            self._initial_lies &= lies_as(self.step, found, self.strides)
+        for (size, contiguous, *rest), p in zip(parameters, program.parameters, strict=True):
+            wanted = (self.shape[0] if p.per_step else 1) * (self.channels if p.per_channel else 1)
+            name = f"parameter {p.name!r}"
+            self._check(name, size == wanted, f"{wanted} elements", f"{size}", *rest)
+            self._parameters_lie &= contiguous
 
-    def state(self, tensor: Tensor | None) -> Tensor | None:
-        """A state, or the gradient of one, in the kernel's layout.
-
-        :raises ValueError: for another shape than a step's
-        """
-        if tensor is None:
-            return None
-        if tensor.shape != self.shape:
+    def _check(self, name: str, fits: bool, wanted: str, found: str, dtype: torch.dtype, device: torch.device) -> None:
+        if not fits or dtype != self.real:
+            raise ValueError(f"{self.program.neuron}: {name}: expected {wanted} of {self.real}, got {found} of {dtype}")
+        if device != self.device:
             raise ValueError(
-                f"{self.kernel.program.neuron}: expected a state of shape {self.shape}, got {tuple(tensor.shape)}"
+                f"{self.program.neuron}: {name}: expected it on the input's device {self.device}, got {device}; move "
+                f"the neuron with .to({str(self.device)!r})"
             )
-        return with_layout(tensor.unsqueeze(0), self.strides).squeeze(0)
 
-    @functools.cached_property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the learned parameters, and so of their gradients."""
-        return tuple(
-            (*(self.kernel.steps,) * p.per_step, *(self.channels,) * p.per_channel) for p in self.kernel.program.learned
-        )
+    def _pass(self, backward: bool, record: bool) -> Pass:
+        kernel = Kernel(self.program, self.shape[0], self.dtype, self.columns, record, backward)
+        return self._passes.setdefault((backward, record), Pass(kernel, self.geometry, self.channels, self.device))
 
-    @functools.cached_property
-    def alike(self) -> bool:
-        """Whether all gradients have the same shape, and are the kernel's sums as they are."""
-        size = self.kernel.grads * self.channels
-        return len(set(self.shapes)) == 1 and size == math.prod(self.shapes[0]) * len(self.shapes)
+    def forward(
+        self, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
+        checkpoints: int, record: bool, final: bool,
+    ) -> Outputs:  # fmt: skip
+        """Launch the program.
 
-    @functools.cached_property
-    def sums(self) -> tuple[int, ...]:
-        """The shape in which the kernel's sums ``[grads, channels]`` are the least work to tell apart."""
-        if not self.alike:
-            return self.kernel.grads, self.channels
-        return self.shapes[0] if len(self.shapes) == 1 else (len(self.shapes), *self.shapes[0])
+        :param initial: states ``[N, *]`` to start from; where it is empty, ``initial_value`` are their numbers
+        :param checkpoints: states to save for the gradient: as many as there are segments after the first, or 0
+        :param record: whether the states at every step are wanted
+        :param final: whether the final states are wanted
+        """
+        if checkpoints not in (0, self.checkpoints):
+            raise RuntimeError(
+                f"klif_sj::forward: expected 0 or {self.checkpoints} checkpoints for {self.shape[0]} steps, got "
+                f"{checkpoints}; the caller was compiled by another version of klif_sj, compile it again"
+            )
+        work = self._passes.get((False, record)) or self._pass(False, record)
+        told, at = work.record.copy(), work.layout.at
+        spikes, saved = self._new_spikes(), None
+        told[at.spikes] = spikes.data_ptr()
+        ends: list[Tensor] = []
+        sequences: list[Tensor] = []
+        for _ in self.program.states if final else ():
+            ends.append(self._new_state())
+        for _ in self.program.states if record else ():
+            sequences.append(self._new_sequence())
+        if checkpoints:
+            saved = x_seq.new_empty((checkpoints, len(self.program.states), self.neurons), dtype=self.real)
+            told[at.checkpoints] = saved.data_ptr()
+        if self.neurons:
+            kept = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            if final:
+                told[at.final] = map(_address, ends)
+            if record:
+                told[at.sequences] = map(_address, sequences)
+            self.target.launch(work, told)
+            del kept
+        return spikes, ends, saved, sequences
 
-    def parameter_gradients(self, sums: Tensor) -> list[Tensor]:
-        """The sums as gradients in the shapes of the learned parameters, which may share their memory."""
-        if self.alike:
-            return [sums] if len(self.shapes) == 1 else list(sums.unbind(0))
-        gradients, start = [], 0
-        for shape, parameter in zip(self.shapes, self.kernel.program.learned, strict=True):
-            rows = self.kernel.steps if parameter.per_step else 1
-            if parameter.per_channel or self.channels == 1:
-                gradient = sums.as_strided(shape, contiguous_strides(shape), start)
-            else:
-                gradient = sums[start // self.channels :][:rows].sum(1).view(shape)
-            gradients.append(gradient)
-            start += rows * self.channels
-        return gradients
+    def _tell_inputs(
+        self, told: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+        parameters: Sequence[Tensor],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Complete a record with what a program reads, and return the tensors that lie there."""
+        x = x_seq if self._x_lies else with_layout(x_seq, self.strides)
+        told[at.x], told[at.x_stride] = address(x), x.stride(0)
+        if initial:
+            if not self._initial_lies:
+                initial = [self._laid(state) for state in initial]
+            told[at.initial] = map(_address, initial)
+        else:
+            told[at.initial_value] = initial_value
+        if parameters:
+            if not self._parameters_lie:
+                parameters = [tensor.contiguous() for tensor in parameters]
+            told[at.parameters] = map(_address, parameters)
+        return x, initial, parameters
+
+    def _laid(self, state: Tensor) -> Tensor:
+        """A tensor shaped as a step in the kernel's layout."""
+        return with_layout(state.unsqueeze(0), self.strides).squeeze(0)
+
+    def backward(
+        self, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float], parameters: Sequence[Tensor],
+        checkpoints: Tensor | None, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
+        grad_sequences: Sequence[Tensor | None], need_x: bool,
+    ) -> Gradients:  # fmt: skip
+        """Launch the program's gradient, from the gradients of what :meth:`forward` returned; None stands for zeros."""
+        record = False
+        for grad in grad_sequences:
+            record = record or grad is not None
+        work = self._passes.get((True, record)) or self._pass(True, record)
+        told, at = work.record.copy(), work.layout.at
+        grad_x = self._new_spikes() if need_x else None
+        grad_initial: list[Tensor] = []
+        for _ in initial:
+            grad_initial.append(self._new_state())
+        new_sums = x_seq.new_empty if self.neurons else x_seq.new_zeros
+        sums = new_sums(work.sums, dtype=self.real)
+        if self.neurons:
+            if checkpoints is not None:
+                if checkpoints.numel() != (wanted := self.checkpoints * len(self.program.states) * self.neurons):
+                    raise ValueError(f"klif_sj::backward: expected {wanted} saved states, got {checkpoints.numel()}")
+                told[at.checkpoints] = checkpoints.data_ptr()
+            kept = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            if grad_spikes is None:
+                grad_spikes = torch.zeros_like(kept[0])
+            self._check_gradient("the spikes", grad_spikes, self.shape, self.dtype)
+            grad_spikes = with_layout(grad_spikes, self.strides)
+            told[at.grad_spikes], told[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
+            ends = self._tell_gradients(told, at.grad_final, grad_final)
+            recorded: list[Tensor] = []
+            for grad in grad_sequences if record else ():
+                recorded.append(self._recorded(grad, x_seq))
+            if record:
+                told[at.grad_sequences] = map(_address, recorded)
+            if grad_x is not None:
+                told[at.grad_x] = grad_x.data_ptr()
+            if grad_initial:
+                told[at.grad_initial] = map(_address, grad_initial)
+            told[at.grad_parameters] = sums.data_ptr()
+            self.target.launch(work, told)
+            del kept, ends
+        return grad_x, grad_initial, work.parameter_gradients(sums) if work.kernel.grads else []
+
+    def _check_gradient(self, of: str, grad: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if grad.shape != shape or grad.dtype != dtype or grad.device != self.device:
+            raise ValueError(
+                f"{self.program.neuron}: the gradient of {of}: expected shape {shape} of {dtype} on {self.device}, got "
+                f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}"
+            )
+
+    def _tell_gradients(self, told: list[Any], where: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Complete a record with the gradients of final states, and return the tensors that lie there."""
+        laid: list[Tensor | None] = []
+        for position, grad in enumerate(grads, where.start):
+            if grad is not None:
+                self._check_gradient("a final state", grad, self.step, self.real)
+                grad = self._laid(grad)
+                told[position] = address(grad)
+            laid.append(grad)
+        return laid
+
+    def _recorded(self, grad: Tensor | None, x: Tensor) -> Tensor:
+        """The gradient of a recorded state, steps one after the other; zeros where there is none."""
+        full = empty_sequence(x, self.shape[0], self.strides, self.real)
+        if grad is None:
+            return full.zero_()
+        self._check_gradient("a recorded state", grad, self.shape, self.real)
+        return full.copy_(grad)
 
 
-def plan_of(program: Program, x_seq: Tensor, channel_dim: int | None, record: bool, *, backward: bool) -> Plan:
-    """The plan for a program and a sequence ``[T, N, *]``."""
-    return _planned(program, x_seq.shape, x_seq.stride(), x_seq.dtype, channel_dim, record, backward)
+def scan_of(
+    program: Program, x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor], channel_dim: int | None
+) -> Scan:
+    """The scan for a program and these tensors; one that was made for others of the same form serves again.
+
+    A form holds all that a kernel relies on, so a launch never reads a tensor that was not checked.
+    """
+    device = x_seq.device
+    return _scan_of(
+        TARGETS[device.type], program, x_seq.shape, x_seq.stride(), x_seq.dtype, device, channel_dim,
+        tuple(map(_form, initial)) if initial else (), *map(_size, parameters), *map(_is_contiguous, parameters),
+        *map(_dtype, parameters), *map(_device, parameters),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def _planned(
-    program: Program, sizes: torch.Size, x_strides: tuple[int, ...], dtype: torch.dtype, channel_dim: int | None,
-    record: bool, backward: bool,
-) -> Plan:  # fmt: skip
-    shape = tuple(sizes)
-    strides = step_strides(shape, x_strides)
-    per_channel = any(p.per_channel for p in program.parameters)
-    laid = geometry(shape[1:], strides, channel_dim if per_channel else None)
-    columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
-    return Plan(
-        kernel=Kernel(program, shape[0], dtype, columns, record, backward),
-        shape=shape[1:],
-        strides=strides,
-        geometry=Geometry(laid.outer, laid.channels * laid.inner, 1) if columns else laid,
-        channels=laid.channels,
-        neighbours=laid.inner if columns else 1,
-    )
+def _scan_of(
+    target: Target, program: Program, sizes: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
+    device: torch.device, channel_dim: int | None, initial: tuple[Any, ...], *of_parameters: Any,
+) -> Scan:  # fmt: skip
+    count = len(of_parameters) // 4
+    forms = tuple(zip(*(of_parameters[i * count : (i + 1) * count] for i in range(4)), strict=True))
+    return Scan(target, program, sizes, strides, dtype, device, channel_dim, initial, forms)

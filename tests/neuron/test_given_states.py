@@ -162,14 +162,23 @@ def test_explicit_states(backend: str) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"initial": [torch.zeros(4, 5)]}, "expected a state of shape .3, 5., got .4, 5."),
+        (
+            {"initial": [torch.zeros(4, 5)]},
+            r"expected shape \(3, 5\) of torch.float32, got shape \(4, 5\)",
+        ),
         (
             {"initial": [torch.zeros(3, 5, dtype=torch.float64)]},
-            "an initial state: expected 15 elements of torch.float32",
+            "an initial state: expected shape .* of torch.float32, got shape .* of torch.float64",
         ),
-        ({"initial": [torch.zeros(3, 5, device="meta")]}, "15 elements of torch.float32 on cpu, got 15 .* on meta"),
-        ({"parameters": [torch.ones(2)]}, "k: expected 1 elements of torch.float32 on cpu, got 2 "),
-        ({"parameters": [torch.ones((), dtype=torch.float64)]}, "k: expected 1 elements .*, got 1 of torch.float64"),
+        (
+            {"initial": [torch.zeros(3, 5, device="meta")]},
+            "expected it on the input's device cpu, got meta",
+        ),
+        ({"parameters": [torch.ones(2)]}, "parameter 'k': expected 1 elements of torch.float32, got 2 "),
+        (
+            {"parameters": [torch.ones((), dtype=torch.float64)]},
+            "'k': expected 1 elements .*, got 1 of torch.float64",
+        ),
     ],
 )
 def test_a_launch_checks_the_tensors_that_it_takes(change: dict[str, Any], match: str) -> None:

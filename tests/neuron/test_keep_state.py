@@ -17,7 +17,8 @@ from versions import needs_compile
 
 from klif_sj import CLIFNode, FusedNode, KLIFNode
 from klif_sj._compat import SPIKINGJELLY_2
-from klif_sj.runtime import op
+from klif_sj.runtime import cpu
+from klif_sj.runtime.launch import Pass
 
 needs_compiler = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
@@ -58,8 +59,13 @@ def test_a_state_that_was_not_kept_says_so(backend: str) -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_kernel_writes_final_states_only_where_they_are_kept(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    launch = op.cpu.launch
-    monkeypatch.setattr(op.cpu, "launch", lambda kernel, call: (written.append(len(call.final)), launch(kernel, call)))
+    launch = cpu.launch
+
+    def noted(work: Pass, record: list[Any]) -> None:
+        written.append(sum(address != 0 for address in record[work.layout.at.final]))
+        launch(work, record)
+
+    monkeypatch.setattr(cpu, "launch", noted)
     CLIFNode(step_mode="m", backend="cpp", keep_state=keep)(current())
     assert written == [2 if keep else 0]
 

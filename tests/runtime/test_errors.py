@@ -284,7 +284,7 @@ def test_another_device_than_the_backends(refused: Callable[..., pytest.Exceptio
 @pytest.mark.parametrize("backend", ["cpp", "auto"])
 def test_a_parameter_on_another_device(backend: str, refused: Callable[..., pytest.ExceptionInfo]) -> None:
     node = KLIFNode(step_mode="m", backend=backend).to("meta")
-    refused(node, current(), ValueError, r"parameter 'k' on the input's device cpu, got meta; .*\.to\('cpu'\)")
+    refused(node, current(), ValueError, r"'k': expected it on the input's device cpu, got meta; .*\.to\('cpu'\)")
 
 
 def test_a_float64_step_forced_to_half(refused: Callable[..., pytest.ExceptionInfo]) -> None:

@@ -27,7 +27,7 @@ def pool(monkeypatch):
 
 
 def large(shape=SHAPE, strides=STRIDES, dtype=torch.float32):
-    return memory.empty(torch.empty(0), shape, strides, dtype)
+    return memory.empty(shape, strides, dtype)
 
 
 def test_memory_is_used_again_only_when_nobody_has_it(pool):
@@ -88,7 +88,7 @@ def test_memory_never_exceeds_what_was_leased_at_one_time(pool):
 
 
 def test_small_tensors_and_profiled_ones_are_torchs_own(pool):
-    assert memory.empty(torch.empty(0), (LARGE // 4 - 1,), (1,), torch.float32).untyped_storage().resizable()
+    assert memory.empty((LARGE // 4 - 1,), (1,), torch.float32).untyped_storage().resizable()
     assert not large().untyped_storage().resizable()
     with torch.profiler.profile(profile_memory=True) as profile:
         assert large().untyped_storage().resizable()

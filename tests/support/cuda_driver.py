@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode
-from klif_sj.codegen.kernel import Kernel
-from klif_sj.runtime import cuda, nvrtc, op
-from klif_sj.runtime.launch import Call
+from klif_sj.runtime import cuda, nvrtc, scan
+from klif_sj.runtime.launch import Pass
 
 
 class FakeModule:
@@ -51,7 +50,7 @@ class FakeDriver:
         for cached in (cuda._function, cuda._module):
             cached.cache_clear()
         replace = monkeypatch.setattr
-        replace(op, "target_of", lambda tensor: cuda)
+        monkeypatch.setitem(scan.TARGETS, "cpu", cuda)
         replace(cuda, "processors", lambda device: 132)
         replace(cuda, "_driver", lambda: self)
         replace(cuda, "_make_context", self._make_context)
@@ -90,18 +89,18 @@ def main(calls: int = 20, rounds: int = 1500) -> None:
         x = torch.randn(4, 2, 8, 32, 32, requires_grad=True)
         for node in (KLIFNode(), CLIFNode(), GLIFNode(4, 8)):
             node.step_mode, node.backend = "m", "cpp"
-            launches: list[tuple[Kernel, Call]] = []
+            launches: list[tuple[Pass, list[Any]]] = []
             with patch.context() as noted:
-                noted.setattr(cuda, "launch", lambda kernel, call, to=launches: to.append((kernel, call)))
+                noted.setattr(cuda, "launch", lambda work, record, to=launches: to.append((work, record)))
                 torch.autograd.grad(node(x).sum(), x)
-            for kernel, call in launches:
+            for work, record in launches:
                 seconds = []
                 for _ in range(rounds):
                     start = time.perf_counter()
                     for _ in range(calls):
-                        cuda.launch(kernel, call)
+                        cuda.launch(work, record.copy())
                     seconds.append((time.perf_counter() - start) / calls)
-                of_pass = "backward" if kernel.backward else "forward"
+                of_pass = "backward" if work.kernel.backward else "forward"
                 print(f"{type(node).__name__} {of_pass}: {min(seconds) * 1e6:.1f} us")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from klif_sj.codegen.kernel import Kernel
-from klif_sj.runtime import cpu, cuda, op
+from klif_sj.runtime import cpu, cuda, scan
 
 LAUNCHER = """
 struct Launch {{ int64 blocks, threads; Call call; }};
@@ -52,6 +52,5 @@ def emulate(monkeypatch: pytest.MonkeyPatch, processors: int = 1) -> Emulation:
     emulation = Emulation()
     monkeypatch.setattr(cuda, "submit", emulation.submit)
     monkeypatch.setattr(cuda, "processors", lambda device: processors)
-    # As on a GPU, a tensor of a fake kernel is on no device that has a target of its own.
-    monkeypatch.setattr(op, "target_of", lambda tensor: cuda if tensor.is_cpu else cpu)
+    monkeypatch.setitem(scan.TARGETS, "cpu", cuda)
     return emulation

@@ -8,31 +8,8 @@ DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
 typedef real State[STATES];
 typedef real Parameters[AT_LEAST_ONE(PARAMETERS)];
 
-// What a launch is told. Every field has 8 bytes; a pointer that is null means: not wanted, or a default.
-struct Call {
-    const io *x;
-    int64 x_stride;                                        // elements from one time step to the next
-    io *spikes;                                            // [T, neurons]
-    const real *initial[STATES];                           // [neurons], or null: initial_value
-    double initial_value[STATES];
-    real *final[STATES];                                   // [neurons], or null: not wanted
-    real *checkpoints;                                     // [SEGMENTS - 1, STATES, neurons]: where segments start
-    real *sequences[STATES];                               // [T, neurons], with RECORD
-    const real *parameters[AT_LEAST_ONE(PARAMETERS)];      // each scalar, [channels], [T] or [T, channels]
-    real *prepared;                                        // what the step takes in place of those that are PREPARED
-    const io *grad_spikes;
-    int64 grad_spikes_stride;
-    const real *grad_final[STATES];                        // [neurons], or null: zero
-    const real *grad_sequences[STATES];                    // [T, neurons], with RECORD
-    io *grad_x;                                            // [T, neurons]
-    real *grad_initial[STATES];                            // [neurons]
-    real *partial;                                         // sums of parameter gradients before the second pass; null
-                                                           // on the host, where they are few
-    real *grad_parameters;                                 // [GRADS, channels / neighbours]
-    int64 outer, channels, inner, rows;                    // neuron = (outer * channels + channel) * inner + position
-    int64 neighbours;                                      // with COLUMNS: so many in a row share parameters, and sums
-    int64 threads, sums;                                   // on the host; sums: how many partial ones there are
-};
+// What a launch is told: struct Call. Every field has 8 bytes; a null pointer means: not wanted, or a default.
+CALL
 
 // What every time step looks up; a copy in registers, which no store through the outputs can touch.
 struct View {

@@ -1,0 +1,95 @@
+"""What a launch is told: one table of fields, of which both the C struct and the packed record are made."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from types import SimpleNamespace
+from typing import NamedTuple
+
+
+class Field(NamedTuple):
+    """A field of the record, 8 bytes wide, or an array of such.
+
+    :param type: of C
+    :param each: the constant that says how many elements the array has
+    :param by_neuron: whether it points to values for neurons that lie one after the other, so that a vector access may
+        take several of them
+    """
+
+    name: str
+    type: str
+    meaning: str
+    each: str = ""
+    by_neuron: bool = False
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.type.endswith("*")
+
+
+FIELDS = (
+    Field("x", "const io *", "[T, neurons]", by_neuron=True),
+    Field("x_stride", "int64 ", "elements from one time step to the next"),
+    Field("spikes", "io *", "[T, neurons]", by_neuron=True),
+    Field("initial", "const real *", "[neurons], or null: initial_value", "STATES", by_neuron=True),
+    Field("initial_value", "double ", "of every neuron", "STATES"),
+    Field("final", "real *", "[neurons], or null: not wanted", "STATES", by_neuron=True),
+    Field("checkpoints", "real *", "[SEGMENTS - 1, STATES, neurons]: where segments start", by_neuron=True),
+    Field("sequences", "real *", "[T, neurons], with RECORD", "STATES", by_neuron=True),
+    Field("parameters", "const real *", "each scalar, [channels], [T] or [T, channels]", "PARAMETERS"),
+    Field("prepared", "real *", "what the step takes in place of those that are PREPARED"),
+    Field("grad_spikes", "const io *", "[T, neurons]", by_neuron=True),
+    Field("grad_spikes_stride", "int64 ", "elements from one time step to the next"),
+    Field("grad_final", "const real *", "[neurons], or null: zero", "STATES", by_neuron=True),
+    Field("grad_sequences", "const real *", "[T, neurons], with RECORD", "STATES", by_neuron=True),
+    Field("grad_x", "io *", "[T, neurons], or null: not wanted", by_neuron=True),
+    Field("grad_initial", "real *", "[neurons], or null: not wanted", "STATES", by_neuron=True),
+    Field(
+        "partial", "real *", "sums of parameter gradients before the second pass; null on the host, where they are few"
+    ),
+    Field("grad_parameters", "real *", "[GRADS, channels / neighbours]"),
+    Field("outer", "int64 ", "neuron = (outer * channels + channel) * inner + position"),
+    Field("channels", "int64 ", "see outer"),
+    Field("inner", "int64 ", "see outer"),
+    Field("rows", "int64 ", "tiles or blocks that one row of partial sums is of"),
+    Field("neighbours", "int64 ", "with COLUMNS: so many in a row share parameters, and sums"),
+    Field("threads", "int64 ", "on the host"),
+    Field("sums", "int64 ", "on the host: how many partial sums there are"),
+)
+
+
+def c_struct() -> str:
+    """``struct Call`` in C."""
+    lines = [
+        f"    {field.type}{field.name}{f'[AT_LEAST_ONE({field.each})]' if field.each else ''};  // {field.meaning}\n"
+        for field in FIELDS
+    ]
+    return f"struct Call {{\n{''.join(lines)}}};\n"
+
+
+class Layout:
+    """A record for so many states and parameters, as a list of numbers: addresses, and others.
+
+    ``at.NAME`` is the position of a field in it, or the slice of an array. ``by_neuron`` are positions of addresses,
+    and whether values in the storage dtype lie there, in place of those in the arithmetic's.
+    """
+
+    def __init__(self, states: int, parameters: int) -> None:
+        self.at = SimpleNamespace()
+        self.by_neuron: list[tuple[int, bool]] = []
+        self.size, formats = 0, []
+        for field in FIELDS:
+            count = {"": 1, "STATES": states, "PARAMETERS": max(parameters, 1)}[field.each]
+            end = self.size + count
+            setattr(self.at, field.name, slice(self.size, end) if field.each else self.size)
+            if field.by_neuron:
+                self.by_neuron += [(position, "io" in field.type) for position in range(self.size, end)]
+            formats.append(f"{count}{'d' if field.type == 'double ' else 'q'}")
+            self.size = end
+        self.pack = struct.Struct(f"@{''.join(formats)}").pack
+
+
+@functools.cache
+def layout_of(states: int, parameters: int) -> Layout:
+    return Layout(states, parameters)
