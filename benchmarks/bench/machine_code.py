@@ -171,8 +171,8 @@ def _instructions(section: str) -> dict[int, Instruction]:
 def launch_fields(states: int, parameters: int) -> Iterator[tuple[str, bool]]:
     """Name of every 8 bytes of the argument block, and whether they are a pointer."""
     sizes = {"": 1, "STATES": states, "PARAMETERS": max(parameters, 1)}
-    for field in FIELDS:
-        yield from ((field.name, field.is_pointer),) * sizes[field.each]
+    for each in FIELDS:
+        yield from ((each.name, each.is_pointer),) * sizes[each.each]
 
 
 _WORD = 0xFFFFFFFF
