@@ -496,6 +496,15 @@ def test_verify_refuses_a_neuron_whose_kernels_differ(monkeypatch: pytest.Monkey
     assert type(net[1]) is neuron.LIFNode
 
 
+def test_a_neuron_that_runs_away_is_verified_by_its_finite_values() -> None:
+    class Doubling(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return 1e30 * self.v * x + x
+
+    differences = check_fused(Doubling(v_threshold=math.inf))
+    assert max(differences.values()) <= 2e-5
+
+
 def test_verify_is_in_the_report() -> None:
     report = fuse(net_of(neuron.ParametricLIFNode()), verify=True)
     assert set(report.rows[0].differences) >= {"spikes (m)", "v (m)", "gradient of x (m)", "gradient of w (m)"}
