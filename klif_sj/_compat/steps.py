@@ -126,11 +126,13 @@ def _step_source_14(cls: type) -> StepSource:
     single = _definer(cls, "single_step_forward")
     if single in (base.MemoryModule, object):
         raise NoStepError("it has no single_step_forward")
-    shortcut = single in (neuron.IFNode, neuron.LIFNode)
-    if shortcut and _depth_of_users(cls, *HOOKS) < cls.__mro__.index(single):
-        note = f"in eval mode SpikingJelly {LINE} runs {single.__name__}'s step instead of this class's methods"
-        return StepSource(_method(neuron.BaseNode, "single_step_forward"), note=note, differs=True)
-    return StepSource(_method(cls, "single_step_forward"))
+    whole = _definer(cls, "multi_step_forward")
+    own = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
+    if whole not in (neuron.IFNode, neuron.LIFNode) or own >= cls.__mro__.index(whole):
+        return StepSource(_method(cls, "single_step_forward"))
+    equations = _method(neuron.BaseNode if single is whole else cls, "single_step_forward")
+    note = f"in eval mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's methods"
+    return StepSource(equations, note=note, differs=True)
 
 
 def _step_source_2(cls: type) -> StepSource:
@@ -138,7 +140,11 @@ def _step_source_2(cls: type) -> StepSource:
     functional = _depth_of_users(cls, "single_step_functional_forward")
     simple = issubclass(cls, neuron.SimpleBaseNode)
     if single <= min(hooks, functional) and single < len(cls.__mro__):
-        return StepSource(_method(cls, "single_step_forward"))
+        equations = _method(cls, "single_step_forward")
+        if simple:
+            return StepSource(equations)
+        note = f"in multi-step mode SpikingJelly {LINE} does not run this class's single_step_forward"
+        return StepSource(equations, note=note, differs=True)
     if functional <= hooks and functional < len(cls.__mro__):
         return _functional_step(cls)
     if hooks < len(cls.__mro__) and not simple:

@@ -342,6 +342,32 @@ def test_a_changed_setting_counts_from_the_next_call() -> None:
     assert not node(x).any()
 
 
+class Halved(neuron.LIFNode):
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().single_step_forward(x)
+
+
+class Written(neuron.LIFNode):
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        self.v = self.v + x
+        spike = self.surrogate_function(self.v - self.v_threshold)
+        self.v = self.v * (1.0 - spike)
+        return 0.5 * spike
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cls", [Halved, Written])
+def test_a_single_step_of_ones_own_is_run_in_every_mode(cls: type[neuron.LIFNode], training: bool) -> None:
+    """SpikingJelly leaves it out in multi-step mode, on 2.x always and on 0.0.0.0.14 in eval mode."""
+    node, plain = cls(step_mode="m").train(training), cls()
+    (row,) = fuse(node, verify=True).rows
+    assert "multi-step" in row.note if _compat.SPIKINGJELLY_2 else "eval" in row.note
+    x = current()
+    expected = torch.stack([plain(step) for step in x])
+    assert set(expected.unique().tolist()) == {0.0, 0.5}
+    assert_equal(node(x), expected)
+
+
 # What cannot be fused.
 
 
