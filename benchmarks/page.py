@@ -1,4 +1,8 @@
-"""Write docs/performance.md from the results of every machine: ``python benchmarks/page.py``."""
+"""Write docs/performance.md, and README's figure of fuse, from the results of every machine.
+
+python benchmarks/page.py          # the texts
+python benchmarks/page.py --draw   # the pictures as well
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,11 @@ from bench.rows import Row
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
+
+BEGIN, END = "<!-- figure of fuse: benchmarks/page.py writes it -->", "<!-- end of the figure -->"
+SHOWN = {"neuron": "fused-lif", "T": 8, "neurons": 1 << 20, "dtype": "float32", "threads": 2, "pass": "both"}
+"""What README's figure is about: forward and backward of a layer."""
 
 INTRODUCTION = """\
 # Performance
@@ -45,9 +54,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/page.py", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="where to write the figure of fuse")
+    parser.add_argument("--draw", action="store_true", help="draw the pictures of every machine first")
     options = parser.parse_args()
+    if options.draw:
+        from plot import draw_all
+
+        for name, rows in machines(options.results).items():
+            draw_all(options.results / name, rows)
     options.out.write_text(page(options.results))
-    print(options.out)
+    options.readme.write_text(with_figure(options.readme.read_text(), figure(machines(options.results))))
+    print(options.out, options.readme)
+
+
+def with_figure(readme: str, text: str) -> str:
+    """README with another text between its marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"expected README to have the lines {BEGIN!r} and {END!r}, got one without")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def figure(found: dict[str, list[Row]]) -> str:
+    """What fuse brings to a LIF layer, as one sentence; how to measure it, where it has not been."""
+    for rows in found.values():
+        shown = [row for row in rows if row["allocator"] == "system" and SHOWN.items() <= row.items()]
+        for group in compared(shown):
+            own, rivals = ours(group), ("spikingjelly eager", "spikingjelly compiled")
+            if own and all(name in group and group[name]["median_us"] for name in rivals):
+                eager, compiled = (group[name]["median_us"] / own["median_us"] for name in rivals)
+                return (
+                    f"A fused `LIFNode` layer (T = 8, 2**20 neurons, float32, {own['device_name']}, two threads) takes "
+                    f"{duration(own)}\nforward and backward. SpikingJelly {own['spikingjelly']} itself takes "
+                    f"{eager:.1f} times as long, and {compiled:.1f} times\nunder `torch.compile`."
+                )
+    return "`python benchmarks/run.py --suite cpu --workload fused` measures on your machine what that brings."
 
 
 def page(results: Path) -> str:

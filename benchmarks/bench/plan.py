@@ -153,9 +153,9 @@ def cpu(device: str, quick: bool) -> Iterator[Job]:
         yield Job("cpu", 2, Workload(neuron, 8, middle, layout="channels_last"), compiled=False)
     for neuron in OTHERS:
         yield Job("cpu", 2, Workload(neuron, 8, middle), "time", ALL_PASSES, compiled=False)
-    for neuron in FUSED:
-        threads = min(2, cores)
-        yield Job("cpu", 2, Workload(neuron, 8, large, threads=threads), "time", ALL_PASSES, compiled=not quick)
+    for threads, size in ({1: middle} | {min(2, cores): large}).items():
+        for neuron in FUSED:
+            yield Job("cpu", 2, Workload(neuron, 8, size, threads=threads), "time", ALL_PASSES, compiled=not quick)
 
 
 def overhead(device: str, quick: bool) -> Iterator[Job]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, functional, neuron, surrogate
+from spikingjelly.activation_based import base, functional, neuron
 from torch import Tensor
 
 from . import LINE, SPIKINGJELLY_2
@@ -125,11 +126,13 @@ def _step_source_14(cls: type) -> StepSource:
     single = _definer(cls, "single_step_forward")
     if single in (base.MemoryModule, object):
         raise NoStepError("it has no single_step_forward")
-    shortcut = single in (neuron.IFNode, neuron.LIFNode)
-    if shortcut and _depth_of_users(cls, *HOOKS) < cls.__mro__.index(single):
-        note = f"in eval mode SpikingJelly {LINE} runs {single.__name__}'s step instead of this class's methods"
-        return StepSource(_method(neuron.BaseNode, "single_step_forward"), note=note, differs=True)
-    return StepSource(_method(cls, "single_step_forward"))
+    whole = _definer(cls, "multi_step_forward")
+    own = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
+    if whole not in (neuron.IFNode, neuron.LIFNode) or own >= cls.__mro__.index(whole):
+        return StepSource(_method(cls, "single_step_forward"))
+    equations = _method(neuron.BaseNode if single is whole else cls, "single_step_forward")
+    note = f"in eval mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's methods"
+    return StepSource(equations, note=note, differs=True)
 
 
 def _step_source_2(cls: type) -> StepSource:
@@ -137,17 +140,18 @@ def _step_source_2(cls: type) -> StepSource:
     functional = _depth_of_users(cls, "single_step_functional_forward")
     simple = issubclass(cls, neuron.SimpleBaseNode)
     if single <= min(hooks, functional) and single < len(cls.__mro__):
-        return StepSource(_method(cls, "single_step_forward"))
+        equations = _method(cls, "single_step_forward")
+        if simple:
+            return StepSource(equations)
+        note = f"in multi-step mode SpikingJelly {LINE} does not run this class's single_step_forward"
+        return StepSource(equations, note=note, differs=True)
     if functional <= hooks and functional < len(cls.__mro__):
         return _functional_step(cls)
     if hooks < len(cls.__mro__) and not simple:
         return _hooked_step(cls)
     upstream = next(c for c in cls.__mro__ if is_upstream(c))
-    if upstream in PLAIN_STEPS:
-        whole = _definer(upstream, "multi_step_functional_forward")
-        differs = _definer(upstream, "single_step_functional_forward") is not whole is not base.MemoryModule
-        note = f"in multi-step mode SpikingJelly {LINE} runs {whole.__name__}'s step instead" if differs else ""
-        return StepSource(PLAIN_STEPS[upstream], note=note, differs=differs)
+    if upstream is neuron.ActivationAwareIFNode:
+        return StepSource(_activation_aware_step)
     if upstream is getattr(neuron, "GatedLIFNode", None):
         return StepSource(_gated_lif, effective=_gated_lif_parameters, modes=("m",))
     if simple:
@@ -195,8 +199,29 @@ def _hooked_step(cls: type) -> StepSource:
     return StepSource(_by_adaptive_hooks if adaptive else _by_hooks, kind, note, differs=True)
 
 
-PLAIN_STEPS: dict[type, Callable[[Any, Tensor], Tensor]] = {}
-"""2.x's neurons whose step calls a registered operator: the plain torch beneath that."""
+PLAIN: dict[Any, Any] = {}
+"""By 2.x's functions that compute a step by a registered operator, the same step in plain torch."""
+
+_exchanging = threading.RLock()
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within it, 2.x's functions compute their steps in plain torch.
+
+    Their code is exchanged, and the functions stay the same objects: so whoever has imported one calls the exchanged
+    code, and what a trace notes of them still holds afterwards. Another thread that calls one meanwhile gets the same
+    result.
+    """
+    with _exchanging:
+        own = {function: function.__code__ for function in PLAIN}
+        try:
+            for function, plain in PLAIN.items():
+                function.__code__ = plain.__code__
+            yield
+        finally:
+            for function, code in own.items():
+                function.__code__ = code
 
 
 @functools.cache
@@ -205,53 +230,54 @@ def _hooks_of() -> dict[type, type]:
 
 
 if SPIKINGJELLY_2:
+    # The bodies of 2.x's steps that call a registered operator, as the plain torch beneath it. Only their code is used,
+    # in place of the steps' own: so they name nothing but their arguments.
 
-    @functools.cache
-    def _plain(operator: str) -> Callable[..., Any]:
-        """The plain torch step beneath a registered operator. SpikingJelly itself imports it with the first call."""
-        step: Callable[..., Any] = importlib.import_module(f"spikingjelly._ops.{operator}.reference").step
-        return step
+    def _if_step(x, v, v_threshold, v_reset, surrogate_function, detach_reset):  # type: ignore[no-untyped-def]
+        from spikingjelly._ops.if_.reference import step
 
-    def _firing(self: Any) -> tuple[Any, ...]:
-        return self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset
+        return step(x, v, v_threshold, v_reset, surrogate_function, detach_reset)[:2]
 
-    def _if_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("if_")(x, self.v, *_firing(self))
-        return spike
+    def _lif_step(  # type: ignore[no-untyped-def]
+        x, v, tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset
+    ):
+        from spikingjelly._ops.lif.reference import step
 
-    def _half_threshold_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("if_")(x, self.v, self.v_threshold, None, self.surrogate_function, self.detach_reset)
-        return spike
+        return step(x, v, tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)[:2]
 
-    def _lif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("lif")(x, self.v, self.tau, self.decay_input, *_firing(self))
-        return spike
+    def _plif_step(  # type: ignore[no-untyped-def]
+        x, v, w, decay_input, v_threshold, v_reset, surrogate_function, detach_reset
+    ):
+        from spikingjelly._ops.plif.reference import step
 
-    def _sltt_step(self: Any, x: Tensor) -> Tensor:
-        v = self.v.detach() if self.training else self.v
-        fire = self.surrogate_function if self.training else surrogate.heaviside
-        spike, self.v, _ = _plain("lif")(
-            x, v, self.tau, self.decay_input, self.v_threshold, self.v_reset, fire, self.detach_reset
-        )
-        return spike
+        return step(x, v, w, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)[:2]
 
-    def _plif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("plif")(x, self.v, self.w, self.decay_input, *_firing(self))
-        return spike
+    def _qif_step(  # type: ignore[no-untyped-def]
+        x, v, tau, a0, v_rest, v_c, v_threshold, v_reset, surrogate_function, detach_reset
+    ):
+        from spikingjelly._ops.qif.reference import step
 
-    def _qif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("qif")(x, self.v, self.tau, self.a0, self.v_rest, self.v_c, *_firing(self))
-        return spike
+        return step(x, v, tau, a0, v_rest, v_c, v_threshold, v_reset, surrogate_function, detach_reset)[:2]
 
-    def _eif_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, _ = _plain("eif")(x, self.v, self.tau, self.v_rest, self.theta_rh, self.delta_T, *_firing(self))
-        return spike
+    def _eif_step(  # type: ignore[no-untyped-def]
+        x, v, tau, delta_t, theta_rh, v_rest, v_threshold, v_reset, surrogate_function, detach_reset
+    ):
+        from spikingjelly._ops.eif.reference import step
 
-    def _izhikevich_step(self: Any, x: Tensor) -> Tensor:
-        spike, self.v, self.w, _ = _plain("izhikevich")(
-            x, self.v, self.w, self.tau, self.v_rest, self.v_c, self.a0, self.a, self.b, self.tau_w, *_firing(self)
-        )
-        return spike
+        return step(x, v, tau, v_rest, theta_rh, delta_t, v_threshold, v_reset, surrogate_function, detach_reset)[:2]
+
+    def _izhikevich_step(  # type: ignore[no-untyped-def]
+        x, v, w, tau, a0, v_rest, v_c, tau_w, a, b, v_threshold, v_reset, surrogate_function, detach_reset
+    ):
+        from spikingjelly._ops.izhikevich.reference import step
+
+        rest = v_threshold, v_reset, surrogate_function, detach_reset
+        return step(x, v, w, tau, v_rest, v_c, a0, a, b, tau_w, *rest)[:3]
+
+    PLAIN.update({
+        functional.if_step: _if_step, functional.lif_step: _lif_step, functional.plif_step: _plif_step,
+        functional.qif_step: _qif_step, functional.eif_step: _eif_step, functional.izhikevich_step: _izhikevich_step,
+    })  # fmt: skip
 
     def _activation_aware_step(self: Any, x: Tensor) -> Tensor:
         threshold, offset = (_along(value, self.channel_dim) for value in (self.v_threshold, self.v_offset))
@@ -269,13 +295,6 @@ if SPIKINGJELLY_2:
                 f"channel_dim={channel_dim} is counted from the first dimension; give it as a negative one"
             )
         return value.view(-1, *(1,) * (-1 - channel_dim))
-
-    PLAIN_STEPS.update({
-        neuron.ActivationAwareIFNode: _activation_aware_step,
-        neuron.IFNode: _if_step, neuron.HalfThresholdIFNode: _half_threshold_step, neuron.LIFNode: _lif_step,
-        neuron.SLTTLIFNode: _sltt_step, neuron.ParametricLIFNode: _plif_step, neuron.QIFNode: _qif_step,
-        neuron.EIFNode: _eif_step, neuron.IzhikevichNode: _izhikevich_step,
-    })  # fmt: skip
 
     class BaseHooks:
         """0.0.0.0.14's methods of ``BaseNode``, for a class whose methods were written for them."""

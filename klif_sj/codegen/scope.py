@@ -16,7 +16,7 @@ import keyword
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,8 @@ class Scope:
             if key not in self._scope_states and isinstance(value, Tensor):
                 reads.tensors[key] = None
             return value
+        if key == "_memories":  # SpikingJelly's dict of states
+            return _Memories(self)
         if name == "__dict__":
             raise StepTraceError(f"it reads all attributes of {type(owner).__name__} at once; read them by name")
         member = next((base.__dict__[name] for base in type(owner).__mro__ if name in base.__dict__), None)
@@ -155,6 +157,30 @@ class Scope:
 
     def __len__(self) -> int:
         return len(self._scope_owner)
+
+
+class _Memories(MutableMapping[str, Any]):
+    """The states of a scope by name, as SpikingJelly's own code reads and writes them."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._scope._scope_states:
+            raise KeyError(name)
+        return getattr(self._scope, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._scope, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self._scope, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scope._scope_states)
+
+    def __len__(self) -> int:
+        return len(self._scope._scope_states)
 
 
 def note_methods(scope: Scope, *names: str) -> None:

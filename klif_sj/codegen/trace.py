@@ -193,6 +193,8 @@ class _Recorder(TorchDispatchMode):
                 f"it reads a tensor's value in Python (.item(), if, float()){at(line)}. Choose between values with "
                 "torch.where instead"
             )
+        if func.namespace != "aten":
+            raise StepTraceError(f"it calls the registered operator {name}, whose arithmetic cannot be seen{at(line)}")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise StepTraceError(f"aten::{name} draws random numbers{at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]

@@ -5,5 +5,15 @@ from .check import check_fused
 from .convert import fuse
 from .fused import own_class
 from .report import FuseReport, FuseRow
+from .settings import serving_backend, states_kept
 
-__all__ = ["FuseReport", "FuseRow", "check_fused", "fuse", "fusing", "own_class"]
+__all__ = [
+    "FuseReport",
+    "FuseRow",
+    "check_fused",
+    "fuse",
+    "fusing",
+    "own_class",
+    "serving_backend",
+    "states_kept",
+]

@@ -187,9 +187,11 @@ def _noted(source: steps.StepSource) -> codegen.Equations:
     """The equations of a class, whose entry the trace notes as it notes the methods that they call."""
 
     def equations(self: Any, x: Tensor) -> Tensor:
-        if type(self) is Scope:
-            note_methods(self, "single_step_forward", "single_step_functional_forward")
-        return source.equations(self, x)
+        if type(self) is not Scope:
+            return source.equations(self, x)
+        note_methods(self, "single_step_forward", "single_step_functional_forward")
+        with steps.plain_torch():
+            return source.equations(self, x)
 
     return equations
 

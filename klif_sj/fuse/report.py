@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..network.table import aligned, group_lines
+from ..network.report import Report, count, full_name
 
 HALF = "16-bit input: states and arithmetic are float32, where SpikingJelly's own are 16-bit"
 
@@ -28,11 +28,24 @@ class FuseRow:
     """With ``verify=True``: by name, the largest difference from the neuron's own eager code, relative to the largest
     value."""
 
+    def details(self) -> list[tuple[str, str]]:
+        """What happened to it, as a word and a text each."""
+        parameters = f"; parameters {', '.join(self.parameters)}" if self.parameters else ""
+        details = [("fused", f"{self.neuron.__name__}: states {', '.join(self.states)}{parameters}")]
+        if self.note:
+            details.append(("note", self.note))
+        if self.differences is not None:
+            found = ", ".join(
+                f"{name} {value:.1e}" if value else f"{name} equal" for name, value in self.differences.items()
+            )
+            details.append(("verified", found))
+        return details
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""
         return {
             "paths": list(self.paths),
-            "neuron": f"{self.neuron.__module__}.{self.neuron.__qualname__}",
+            "neuron": full_name(self.neuron),
             "states": list(self.states),
             "parameters": list(self.parameters),
             "note": self.note,
@@ -41,14 +54,17 @@ class FuseRow:
 
 
 @dataclass
-class FuseReport:
-    """What :func:`klif_sj.fuse` did to a network; ``print`` it for a table."""
+class FuseReport(Report[FuseRow]):
+    """What :func:`klif_sj.fuse` did to a network; ``print`` it for a table.
 
-    rows: tuple[FuseRow, ...]
-    left_alone: dict[str, str] = field(default_factory=dict)
-    """Neurons that were not fused, by path, and why."""
-    dry_run: bool = False
-    _undo: Callable[[], None] | None = field(default=None, repr=False)
+    ``rows`` are the neurons that were fused; ``left_alone`` says, by path, why others were not.
+    """
+
+    ACT = "fuse"
+
+    def heading(self) -> list[str]:
+        """The lines above the table."""
+        return [count(len(self.rows), "fused"), HALF]
 
     def undo(self) -> None:
         """Give every neuron its own class back, with the states that it has now.
@@ -56,41 +72,4 @@ class FuseReport:
         :raises RuntimeError: if there is nothing to undo, or if a neuron has been changed otherwise since; nothing is
             changed then
         """
-        if self._undo is None:
-            raise RuntimeError("expected a fuse to undo, got a dry run or one that has been undone already")
-        self._undo()
-        self._undo = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
-        return {
-            "dry_run": self.dry_run,
-            "neurons": [row.to_dict() for row in self.rows],
-            "left_alone": dict(self.left_alone),
-        }
-
-    def __str__(self) -> str:
-        count = f"{len(self.rows)} neuron{'' if len(self.rows) == 1 else 's'} fused"
-        lines = [count, *(["dry run: nothing was changed"] if self.dry_run else []), HALF, ""]
-        groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for row in self.rows:
-            groups.setdefault(tuple(_details(row)), []).append(" = ".join(row.paths))
-        cells = [("neuron", "", "")]
-        for details, paths in groups.items():
-            cells += group_lines(paths, list(details))
-        for path, why in self.left_alone.items():
-            cells += group_lines([path], [("left alone", why)])
-        return "\n".join([*lines, *aligned(cells)])
-
-
-def _details(row: FuseRow) -> list[tuple[str, str]]:
-    parameters = f"; parameters {', '.join(row.parameters)}" if row.parameters else ""
-    details = [("fused", f"{row.neuron.__name__}: states {', '.join(row.states)}{parameters}")]
-    if row.note:
-        details.append(("note", row.note))
-    if row.differences is not None:
-        found = ", ".join(
-            f"{name} {value:.1e}" if value else f"{name} equal" for name, value in row.differences.items()
-        )
-        details.append(("verified", found))
-    return details
+        super().undo()

@@ -12,14 +12,22 @@ from torch import nn
 
 from .._checks import nearest
 from ..coding import NeuronFactory
+from ..fuse import fuse
 from ..neuron import CLIFNode, GLIFNode, KLIFNode
 
 __all__ = ["NEURONS", "neuron_factory", "spiking_layers"]
 
 
-def lif(time_steps: int, **options: Any) -> NeuronFactory:
-    """SpikingJelly's own LIFNode, which takes none of our options, with the surrogate that KLIF uses."""
-    return lambda: LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
+def lif(time_steps: int, backend: str = "auto", **options: Any) -> NeuronFactory:
+    """SpikingJelly's own LIFNode, with the surrogate that KLIF uses; fused, unless the backend is ``'torch'``."""
+
+    def build() -> nn.Module:
+        node = LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
+        if backend != "torch":
+            fuse(node, backend=backend, **options)
+        return node
+
+    return build
 
 
 def klif(**variant: Any) -> Callable[..., NeuronFactory]:
@@ -70,9 +78,9 @@ def neuron_factory(name: str, time_steps: int, backend: str = "auto", *, keep_st
     """A factory of the neuron called ``name``.
 
     :param time_steps: T, the length of the sequences that it will see
-    :param backend: backend of this package's neurons; SpikingJelly's own run as they are
-    :param keep_state: False for this package's neurons in a network that is reset after every batch; see
-        :class:`~klif_sj.FusedNode`
+    :param backend: ``'auto'``, ``'cpp'``, ``'cupy'`` or ``'torch'``. By ``'torch'``, SpikingJelly's own neurons run as
+        they are; otherwise they are fused (:func:`klif_sj.fuse`).
+    :param keep_state: False for a network that is reset after every batch; see :class:`~klif_sj.FusedNode`
     :raises ValueError: for an unknown name
     """
     return NEURONS[canonical_name(name)](time_steps, backend=backend, keep_state=keep_state)

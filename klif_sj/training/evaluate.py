@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _compat
-from ..models import SpikingNetwork, spiking_layers
-from ..neuron import FusedNode
+from ..fuse import states_kept
+from ..models import SpikingNetwork
 from .classifier import recorded_rates
 
 __all__ = ["NO_COUNTERS", "Evaluation", "Operations", "count_operations", "evaluate"]
@@ -132,7 +131,7 @@ def count_operations(net: nn.Module, batches: Sequence[Tensor], inputs: int) -> 
         # A neuron warns that it does not use its named backend while it is counted; neurons are left out here.
         for x in batches:
             functional.reset_net(net)
-            with mode, _states_kept(net), warnings.catch_warnings():
+            with mode, states_kept(net), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 net(x)
     functional.reset_net(net)
@@ -152,18 +151,3 @@ def count_operations(net: nn.Module, batches: Sequence[Tensor], inputs: int) -> 
         compute_energy=compute * PICOJOULE / inputs,
         memory_energy=memory.get_total() * cost.e_memory_pj_per_byte * PICOJOULE / inputs,
     )
-
-
-@contextmanager
-def _states_kept(net: nn.Module) -> Iterator[None]:
-    """Has all neurons keep their states: SpikingJelly's counter of memory accesses counts the states that are there."""
-    sparing = [
-        neuron for neuron in spiking_layers(net).values() if isinstance(neuron, FusedNode) and not neuron.keep_state
-    ]
-    for neuron in sparing:
-        neuron.keep_state = True
-    try:
-        yield
-    finally:
-        for neuron in sparing:
-            neuron.keep_state = False

@@ -15,23 +15,17 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 from torch.utils import benchmark
 
-from .. import runtime
+from ..fuse import serving_backend
 from ..models import spiking_layers
-from ..neuron import FusedNode
 from .classifier import SpikingClassifier
 
 __all__ = ["StepCost", "backends_serving", "measure_step", "peak_on_cpu"]
 
 
 def backends_serving(net: nn.Module, images: Tensor) -> str:
-    """The backends that serve the network's neurons, such as ``'cpp'``; ``'SpikingJelly'`` for SpikingJelly's own."""
+    """The backends that serve the network's neurons, such as ``'cpp'``; ``'SpikingJelly'`` for its own eager code."""
     return ", ".join(
-        sorted(
-            {
-                runtime.serving_backend(neuron.backend, images) if isinstance(neuron, FusedNode) else "SpikingJelly"
-                for neuron in spiking_layers(net).values()
-            }
-        )
+        sorted({serving_backend(neuron, images) or "SpikingJelly" for neuron in spiking_layers(net).values()})
     )
 
 

@@ -85,6 +85,58 @@ def test_pictures_show_growth(tmp_path: Path) -> None:
     assert all(f"<!-- {label} -->" in text for label in ("neuron-steps", "T", "klif_sj cpp", "copy"))
 
 
+# README's figure of fuse
+
+
+def shown(provider_name: str, microseconds: float | None, **options: Any) -> dict[str, Any]:
+    workload = Workload("fused-lif", 8, 23, threads=2)
+    about = workload.columns() | {"allocator": "system", "spikingjelly": "2.0.0"}
+    return result(provider_name, microseconds) | about | options
+
+
+def test_the_figure_is_that_of_the_rows(tmp_path: Path) -> None:
+    measured = [
+        shown("klif_sj cpp", 50_000.0),
+        shown("spikingjelly eager", 450_000.0),
+        shown("spikingjelly compiled", 110_000.0),
+        shown("klif_sj cpp", 1.0, **{"pass": "forward"}),
+        shown("klif_sj cpp", 2.0, threads=1),
+    ]
+    write(tmp_path / "keeping", [row | {"allocator": "keeping", "median_us": 3.0} for row in measured])
+    write(tmp_path / "machine", measured)
+    text = " ".join(page.figure(report.machines(tmp_path)).split())
+    assert "2**20 neurons, float32, a machine, two threads) takes 50 ms forward and backward" in text
+    assert "SpikingJelly 2.0.0 itself takes 9.0 times as long, and 2.2 times under `torch.compile`" in text
+
+
+def test_without_rows_the_figure_says_how_to_measure_it(tmp_path: Path) -> None:
+    write(tmp_path / "a", [shown("klif_sj cpp", 50_000.0), shown("spikingjelly eager", None)])
+    assert page.figure(report.machines(tmp_path)).startswith("`python benchmarks/run.py --suite cpu --workload fused`")
+
+
+def test_readme_has_the_figure_of_the_recorded_rows() -> None:
+    readme = page.README.read_text()
+    assert page.with_figure(readme, page.figure(report.machines(page.RESULTS))) == readme
+    with pytest.raises(ValueError, match="expected README to have the lines"):
+        page.with_figure("# A project", "a figure")
+
+
+def test_one_command_writes_page_pictures_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a", [shown("klif_sj cpp", 1.0, neurons=8 * size, T=8) for size in (16, 32)])
+    (tmp_path / "README.md").write_text(f"Hello\n{page.BEGIN}\nold\n{page.END}\nBye\n")
+    arguments = ["page.py", "--draw", f"--results={tmp_path}", f"--out={tmp_path / 'page.md'}"]
+    monkeypatch.setattr(sys, "argv", [*arguments, f"--readme={tmp_path / 'README.md'}"])
+    page.main()
+    readme = (tmp_path / "README.md").read_text()
+    assert "old" not in readme
+    assert readme.startswith("Hello\n")
+    assert readme.endswith("Bye\n")
+    text = (tmp_path / "page.md").read_text()
+    assert "### SpikingJelly's LIFNode, fused" in text
+    assert "growth-cpu-fused-lif.svg" in text
+    assert (tmp_path / "a" / "growth-cpu-fused-lif.svg").exists()
+
+
 # The one command for a GPU machine
 
 

@@ -342,6 +342,32 @@ def test_a_changed_setting_counts_from_the_next_call() -> None:
     assert not node(x).any()
 
 
+class Halved(neuron.LIFNode):
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().single_step_forward(x)
+
+
+class Written(neuron.LIFNode):
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        self.v = self.v + x
+        spike = self.surrogate_function(self.v - self.v_threshold)
+        self.v = self.v * (1.0 - spike)
+        return 0.5 * spike
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cls", [Halved, Written])
+def test_a_single_step_of_ones_own_is_run_in_every_mode(cls: type[neuron.LIFNode], training: bool) -> None:
+    """SpikingJelly leaves it out in multi-step mode, on 2.x always and on 0.0.0.0.14 in eval mode."""
+    node, plain = cls(step_mode="m").train(training), cls()
+    (row,) = fuse(node, verify=True).rows
+    assert "multi-step" in row.note if _compat.SPIKINGJELLY_2 else "eval" in row.note
+    x = current()
+    expected = torch.stack([plain(step) for step in x])
+    assert set(expected.unique().tolist()) == {0.0, 0.5}
+    assert_equal(node(x), expected)
+
+
 # What cannot be fused.
 
 
@@ -494,6 +520,15 @@ def test_verify_refuses_a_neuron_whose_kernels_differ(monkeypatch: pytest.Monkey
     with pytest.raises(AssertionError, match="LIFNode: expected its kernels"):
         fuse(net, verify=True)
     assert type(net[1]) is neuron.LIFNode
+
+
+def test_a_neuron_that_runs_away_is_verified_by_its_finite_values() -> None:
+    class Doubling(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return 1e30 * self.v * x + x
+
+    differences = check_fused(Doubling(v_threshold=math.inf))
+    assert max(differences.values()) <= 2e-5
 
 
 def test_verify_is_in_the_report() -> None:

@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, surrogate
 from spikingjelly.activation_based.neuron import LIFNode
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
 from klif_sj import KLIFNode
 from klif_sj.coding import ConvEncoder, VotingDecoder, make_neuron
+from klif_sj.fuse import own_class
 from klif_sj.models import NEURONS, CodedConvNet, mnist_network, neuron_factory, spiking_layers
 
 torch_klif = partial(KLIFNode, backend="torch")
@@ -161,10 +162,17 @@ def test_every_neuron_learns_in_the_network(neuron: str) -> None:
     assert min(losses[-5:]) < 0.85 * without_learning
 
 
-def test_lif_is_spikingjellys_with_the_same_surrogate() -> None:
-    neuron = neuron_factory("lif", 4)()
-    assert type(neuron) is LIFNode
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_lif_is_spikingjellys_with_the_same_surrogate(backend: str) -> None:
+    """It is fused, unless the backend is 'torch'; spikes are equal bit for bit."""
+    neuron = neuron_factory("lif", 4, backend, keep_state=False)()
+    assert own_class(neuron) is LIFNode
+    assert (type(neuron) is LIFNode) == (backend == "torch")
     assert (type(neuron.surrogate_function).__name__, neuron.surrogate_function.alpha) == ("ATan", 2.0)
+    upstream = LIFNode(surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m")
+    neuron.step_mode = "m"
+    x = torch.linspace(-1, 6, 60).view(4, 3, 5)
+    assert_equal(neuron(x), upstream(x), "spikes")
 
 
 def test_klif_names_are_the_papers_variants() -> None:

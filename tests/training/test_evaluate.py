@@ -13,7 +13,8 @@ from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor, nn
 
 from klif_sj import _compat, cli
-from klif_sj.models import SpikingNetwork, build_network, neuron_factory, spiking_layers
+from klif_sj.models import SpikingNetwork, build_network, neuron_factory
+from klif_sj.neuron.states import NOT_KEPT
 from klif_sj.training.classifier import recorded_rates
 from klif_sj.training.evaluate import NO_COUNTERS, Operations, count_operations, evaluate
 from klif_sj.training.recipe import load_recipe
@@ -123,22 +124,25 @@ def test_a_static_image_is_convolved_once() -> None:
 
 
 @counters
-def test_operations_do_not_depend_on_the_backend() -> None:
+@pytest.mark.parametrize("neuron", ["klif", "lif"])
+def test_operations_do_not_depend_on_the_backend(neuron: str) -> None:
     x = torch.rand(5, 1, 8, 8)
-    counted = [count_operations(digits_network(backend=name).eval(), [x], 5) for name in ("torch", "auto")]
+    nets = (digits_network(neuron, name).eval() for name in ("torch", "auto"))
+    counted = [count_operations(net, [x], 5) for net in nets]
     assert counted[0] == counted[1]
     assert isinstance(counted[0], Operations)
 
 
-@pytest.mark.parametrize("neuron", ["klif", "clif", "glif"])
+@pytest.mark.parametrize("neuron", ["klif", "clif", "glif", "lif"])
 def test_a_network_that_keeps_no_states_is_evaluated_as_one_that_does(neuron: str) -> None:
     """The energy of memory accesses too, which is counted from states that are there."""
     x, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
     found = []
     for keep_state in (True, False):
-        net = digits_network(neuron, keep_state=keep_state)
+        net = digits_network(neuron, "auto", keep_state)
         found.append(evaluate(net, [(x[:3], labels[:3]), (x[3:], labels[3:])]))
-        assert {node.keep_state for node in spiking_layers(net).values()} == {keep_state}
+        net(x)
+        assert (net.fc1.neuron._memories["v"] is NOT_KEPT) == (not keep_state)
     assert found[0] == found[1]
     assert all(found[1].firing_rate.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,10 +18,10 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tolerance import assert_equal
+from tolerance import assert_close, assert_equal
 from trainings import TINY, UPDATES, assert_same_training, finished_epochs, tiny, training, weights
 
-from klif_sj import cli
+from klif_sj import cli, runtime
 from klif_sj.models import spiking_layers
 from klif_sj.training import checkpoint, run
 from klif_sj.training.atomic import replacing
@@ -104,6 +105,36 @@ def test_without_states_a_training_is_the_same(finished: tuple[Path, dict[str, A
         node.keep_state = True
     keeping.run()
     assert_same_training(tmp_path, finished[0])
+
+
+@pytest.mark.skipif("cpp" not in runtime.supported_backends(), reason="no C++ compiler")
+def test_lif_is_trained_on_kernels_as_by_spikingjelly(tmp_path: Path) -> None:
+    """Spikes are equal, gradients up to rounding; checkpoints do not say what they were trained on."""
+    images, labels = load("digits", Path(), "test")
+    modules = {name: training(tmp_path, tiny(neuron="lif", backend=name)).module for name in ("auto", "torch")}
+    for module in modules.values():
+        with torch.no_grad():
+            for weight in module.net.parameters():
+                if weight.ndim > 1:
+                    weight.abs_()  # enough current for every layer to fire
+        torch.manual_seed(0)  # of dropout
+        outputs = module(images[:64])
+        assert outputs.any()
+        module.loss(outputs, labels[:64]).backward()
+    fused, expected = (dict(module.net.named_parameters()) for module in modules.values())
+    for name, parameter in expected.items():
+        assert_close(fused[name].grad, parameter.grad, name)
+
+    result = training(tmp_path, tiny(neuron="lif", backend="auto", epochs=1)).run()
+    assert result["backend"] == "cpp"
+    _, net = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    eager = modules["torch"].net
+    functional.reset_net(eager)
+    eager.load_state_dict(net.state_dict())
+    copied = pickle.loads(pickle.dumps(net))
+    assert_equal(net.eval()(images), eager.eval()(images))
+    functional.reset_net(net)
+    assert_equal(copied.eval()(images), net(images))
 
 
 def test_logs_hold_the_history(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,90 @@
+"""What a call did to a network's neurons: as a table, as a dict, and to be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from .table import aligned, group_lines
+
+
+class Row(Protocol):
+    """One neuron that was changed."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it is: more than one path where it is shared."""
+
+    def details(self) -> Iterable[tuple[str, str]]:
+        """What happened to it, as a word and a text each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+@dataclass
+class Report(Generic[AnyRow]):
+    """What was done to a network; ``print`` it for a table."""
+
+    rows: tuple[AnyRow, ...]
+    left_alone: dict[str, str] = field(default_factory=dict)
+    """Neurons that were left alone, by path, and why."""
+    dry_run: bool = False
+    _undo: Callable[[], None] | None = field(default=None, repr=False)
+
+    ACT: ClassVar[str]
+    """What was done, as a noun."""
+    COLUMN: ClassVar[str] = ""
+    """The heading of the table's last column."""
+
+    def heading(self) -> list[str]:
+        """The lines above the table."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """Put the neurons back as they were.
+
+        :raises RuntimeError: if there is nothing to undo, or if a neuron has been changed otherwise since; nothing is
+            changed then
+        """
+        if self._undo is None:
+            raise RuntimeError(f"expected a {self.ACT} to undo, got a dry run or one that has been undone already")
+        self._undo()
+        self._undo = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {
+            "dry_run": self.dry_run,
+            "neurons": [row.to_dict() for row in self.rows],
+            "left_alone": dict(self.left_alone),
+        }
+
+    def __str__(self) -> str:
+        lines = [*self.heading(), *(["dry run: nothing was changed"] if self.dry_run else []), ""]
+        cells = [("neuron", "", self.COLUMN), *(line for group in self._groups() for line in group_lines(*group))]
+        return "\n".join([*lines, *aligned(cells)])
+
+    def _groups(self) -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
+        """The paths of neurons to which the same happened, and what did."""
+        groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for row in self.rows:
+            groups.setdefault(tuple(row.details()), []).append(" = ".join(row.paths))
+        for details, paths in groups.items():
+            yield paths, list(details)
+        for path, why in self.left_alone.items():
+            yield [path], [("left alone", why)]
+
+
+def count(number: int, what: str) -> str:
+    """How many neurons something happened to."""
+    return f"{number} neuron{'' if number == 1 else 's'} {what}"
+
+
+def full_name(cls: type) -> str:
+    """A class as a report names it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
