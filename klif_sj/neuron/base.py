@@ -40,6 +40,14 @@ def _effective(node: FusedNode) -> dict[str, tuple[Tensor, bool]]:
     }
 
 
+def _time_step(memories: Mapping[str, Any]) -> int:
+    """How many single steps there have been, which torch.compile would take for a constant of the neuron."""
+    if not torch.compiler.is_compiling():
+        return memories["time_step"]
+    with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+        return memories["time_step"] + 0
+
+
 def _jit_trace() -> Any:
     """The trace of torch.jit that is under way; None where there is none."""
     return None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
@@ -317,7 +325,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         values = {name: self._memories_rv[name] if held[name] is NOT_KEPT else held[name] for name in self.states}
         neuron = type(self).__name__
         states = {name: fit_state(neuron, name, value, shape, x.device, dtype) for name, value in values.items()}
-        return states, held.get("time_step", 0)
+        return states, _time_step(held) if self.time_dependent else 0
 
     def _commit(self, states: Mapping[str, Any], time_step: int) -> None:
         self._memories.update(states)
