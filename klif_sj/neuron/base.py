@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from spikingjelly.activation_based import surrogate
@@ -18,11 +19,12 @@ from .parameters import PerStep, channel_view, fit_to_input, soft_reset_depth, u
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 
-class _Sequence(NamedTuple):
+@dataclass(slots=True)  # no tuple: torch.export compares the tuples of a module before and after
+class _Sequence:
     """What a call leaves to one that goes on with its sequence."""
 
     left: tuple[Tensor, ...] = ()
-    parameters: EffectiveParameters = {}
+    parameters: EffectiveParameters = field(default_factory=dict)
     trace: Any = None
     """The trace of torch.jit that it was a part of."""
 
