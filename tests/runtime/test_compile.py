@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from neurons import BATCH, CHANNELS, CPU_BACKENDS, STEPS, current
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import functional, layer, neuron
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from versions import needs_compile
 
-from klif_sj import CLIFNode, GLIFNode, KLIFNode
+from klif_sj import CLIFNode, GLIFNode, KLIFNode, fuse
 
 pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
@@ -166,6 +166,17 @@ def test_jit_traces_that_are_checked_saved_and_loaded() -> None:
     buffer.seek(0)
     functional.reset_net(net)
     assert_equal(torch.jit.load(buffer)(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_script_is_refused() -> None:
+    """TorchScript cannot compile a LIFNode either."""
+    net = network()
+    fused = neuron.LIFNode()
+    fuse(fused)
+    for module, name in ((net, "KLIFNode"), (fused, "LIFNode")):
+        with pytest.raises(RuntimeError, match=f"{name}: expected torch.jit.trace or torch.export, got torch.jit.scr"):
+            torch.jit.script(module)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
