@@ -77,6 +77,12 @@ def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
             f"{neuron}: expected a floating-point input (float16, bfloat16, float32 or float64), got {x.dtype}; "
             "convert it, for example with x.float()"
         )
+    if x.layout is not torch.strided or x.is_nested:
+        found = "nested" if x.is_nested else x.layout
+        raise TypeError(
+            f"{neuron}: expected a dense tensor, got one of layout {found}; convert it with x.to_dense(), a nested one "
+            "with torch.nested.to_padded_tensor(x, 0.0)"
+        )
     if x.ndim < len(layout.split(",")) - 1:
         raise ValueError(f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}")
     if step_mode == "m" and x.shape[0] == 0:

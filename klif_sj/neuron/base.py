@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from spikingjelly.activation_based import surrogate
@@ -18,11 +19,12 @@ from .parameters import channel_view, fit_to_input, soft_reset_depth, unless_cha
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 
-class _Sequence(NamedTuple):
+@dataclass(slots=True)  # no tuple: torch.export compares the tuples of a module before and after
+class _Sequence:
     """What a call leaves to one that goes on with its sequence."""
 
     left: tuple[Tensor, ...] = ()
-    parameters: EffectiveParameters = {}
+    parameters: EffectiveParameters = field(default_factory=dict)
     trace: Any = None
     """The trace of torch.jit that it was a part of."""
 
@@ -38,6 +40,14 @@ def _effective(node: FusedNode) -> EffectiveParameters:
 
 
 _NOTHING_LEFT = _Sequence()
+
+
+def _time_step(memories: Mapping[str, Any]) -> int:
+    """How many single steps there have been, which torch.compile would take for a constant of the neuron."""
+    if not torch.compiler.is_compiling():
+        return memories["time_step"]
+    with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+        return memories["time_step"] + 0
 
 
 class FusedNode(OnKernels, _compat.BaseNode):
@@ -290,7 +300,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             if type(value) not in NUMBERS:
                 value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
             states[name] = value
-        return states, held.get("time_step", 0)
+        return states, _time_step(held) if self.time_dependent else 0
 
     def _is_left_by_another(self, state: Tensor, shape: torch.Size, x: Tensor) -> bool:
         """Whether a state was left by a call with another kind of input, or by another trace of torch.jit."""

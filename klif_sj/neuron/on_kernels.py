@@ -166,6 +166,13 @@ class OnKernels:
 
     _traced_kernel_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles of this neuron: nothing, as of SpikingJelly's."""
+        raise RuntimeError(
+            f"{type(self).__name__}: expected torch.jit.trace or torch.export, got torch.jit.script, which compiles no "
+            "neuron of SpikingJelly: their forward takes any arguments, and their states may be numbers"
+        )
+
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)  # type: ignore[misc]
         if value is NOT_KEPT:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +29,22 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def fit_state(
-    neuron: str, name: str, value: State, shape: torch.Size, device: torch.device, dtype: torch.dtype
-) -> State:
+def fit_state(neuron: str, name: str, value: Any, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> State:
     """A state fitted to a step: a number or a 0-dimensional tensor as it is, else broadcast and converted.
 
-    :raises ValueError: if it cannot be broadcast to the step's shape, or is on another device
+    :raises ValueError: if it is neither a number nor a dense, real tensor, if it cannot be broadcast to the step's
+        shape, or is on another device
     """
-    if not isinstance(value, Tensor) or not value.ndim:
+    if not isinstance(value, Tensor):
+        if type(value) not in NUMBERS and not isinstance(value, Real):
+            raise ValueError(f"{neuron}: state {name!r}: expected a number or a tensor, got {value!r}")
+        return value
+    if value.layout is not torch.strided or value.is_nested or value.is_complex() or value.is_quantized:
+        layout = "nested" if value.is_nested else value.layout
+        raise ValueError(
+            f"{neuron}: state {name!r}: expected a dense tensor of real numbers, got {value.dtype} of layout {layout}"
+        )
+    if not value.ndim:
         return value
     if value.shape != shape:
         try:

@@ -115,18 +115,21 @@ def as_it_is_now(x_seq: Tensor) -> Tensor:
 # The direct way round the dispatcher. A layer's forward and backward pass take about 130 us less on a CPU when the
 # operators' implementations are called themselves, so that is done where nobody watches operators.
 
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _unwatched(x_seq: Tensor, *others: Tensor | None) -> bool:
     """Whether nobody minds that an operator's implementation is called itself.
 
-    A subclass of Tensor has its own idea of an operator, and perhaps no memory.
+    A subclass of Tensor has its own idea of an operator, and perhaps no memory. The dispatcher gives memory to a tensor
+    that stands for zeros, and negates one that is a negative view.
     """
-    watched = (
-        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state()
-    )
-    return not watched and _PLAIN.issuperset(map(type, (x_seq, *others))) and (x_seq.is_cpu or x_seq.is_cuda)
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state():
+        return False
+    for tensor in (x_seq, *others):
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor()):
+            return False
+    return x_seq.device.type in TARGETS
 
 
 def _forward(

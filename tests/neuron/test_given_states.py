@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from neurons import BATCH, CHANNELS, CPU_BACKENDS, STEPS, assert_memories, current, snapshot
@@ -115,6 +116,43 @@ def test_anything_else_is_refused(value: Tensor, match: str, mode: str, way: Any
     node.set_reset_value("v", 0.0)
     functional.reset_net(node)
     node(x)
+
+
+@backends
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(BATCH, CHANNELS, dtype=torch.complex64),
+        torch.tensor(1j),
+        torch.ones(BATCH, CHANNELS).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(CHANNELS)] * BATCH),
+        torch.quantize_per_tensor(torch.ones(BATCH, CHANNELS), 0.1, 0, torch.quint8),
+        None,
+        "0.5",
+        1j,
+        np.ones((BATCH, CHANNELS)),
+    ],
+    ids=["complex", "one complex", "sparse", "nested", "quantized", "None", "text", "complex number", "array"],
+)
+def test_what_is_no_dense_real_tensor_and_no_number(value: Any, backend: str) -> None:
+    node, x = KLIFNode(step_mode="m", backend=backend), current()
+    node.v = value
+    with pytest.raises(ValueError, match="KLIFNode: state 'v': expected a (number or a|dense) tensor"):
+        node(x)
+    assert node.v is value
+    node.reset()
+    assert_equal(node(x), KLIFNode(step_mode="m", backend="torch")(x))
+
+
+@backends
+def test_a_number_of_another_type(backend: str) -> None:
+    node, x = KLIFNode(step_mode="m", backend=backend), current()
+    node.v = 1.0
+    expected = node(x)
+    for value in (True, np.float32(1.0), 1):
+        node.v = value
+        assert_equal(node(x), expected)
 
 
 @backends

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from neurons import CHANNELS, CONTRACTS, CPU_BACKENDS, Case, current
+from neurons import CHANNELS, CONTRACTS, CPU_BACKENDS, STEPS, Case, current
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 
@@ -71,6 +71,34 @@ def test_memory_that_cannot_be_shared_names_the_neuron() -> None:
 
 
 @pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
+def test_negative_views_of_a_single_neuron() -> None:
+    """Those of several have steps that are not dense, which are copied."""
+    x, slope = (torch.view_as_complex(torch.randn(STEPS, 1, 1, 2)).conj().imag for _ in range(2))
+    found = []
+    for backend, negative in (("auto", True), ("torch", False)):
+        node = KLIFNode(step_mode="m", backend=backend)
+        if negative:
+            node.k.data = torch.tensor(-1.5 - 1.5j).conj().imag
+            assert node.k.is_neg()
+            assert x.is_neg()
+        else:
+            node.k.data.fill_(1.5)
+        x, slope = (t if negative else t.resolve_neg().clone() for t in (x.detach(), slope))
+        spikes = node(x.requires_grad_())
+        found.append([spikes, *torch.autograd.grad(spikes, [x, node.k], slope)])
+    for actual, expected in zip(*found, strict=True):
+        assert_close(actual, expected)
+
+
+def test_tensors_that_stand_for_zeros() -> None:
+    """They have no memory."""
+    node, x = KLIFNode(step_mode="m"), current(requires_grad=True)
+    (gradient,) = torch.autograd.grad(node(x), x, torch._efficientzerotensor(x.shape))
+    assert not gradient.any()
+    node.reset()
+    assert not node(torch._efficientzerotensor(x.shape)).any()
+
+
 def test_batches_of_gradients_are_refused() -> None:
     def spikes(x: Tensor) -> Tensor:
         return KLIFNode(step_mode="m", backend=backend)(x)

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from neurons import BATCH, CHANNELS, CPU_BACKENDS, STEPS, current
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import functional, layer, neuron
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from versions import needs_compile
 
-from klif_sj import CLIFNode, GLIFNode, KLIFNode
+from klif_sj import CLIFNode, GLIFNode, KLIFNode, fuse
 
 pytestmark = pytest.mark.skipif("cpp" not in CPU_BACKENDS, reason="no C++ compiler on this machine")
 
@@ -30,6 +30,13 @@ def _fresh() -> Iterator[None]:
     dynamo.utils.counters.clear()
     yield
     dynamo.reset()
+
+
+NODES = {
+    "klif": lambda: KLIFNode(step_mode="m"),
+    "clif": lambda: CLIFNode(step_mode="m"),
+    "glif": lambda: GLIFNode(T=STEPS, inplane=CHANNELS),
+}
 
 
 def network() -> nn.Module:
@@ -63,9 +70,12 @@ def test_a_network_is_one_graph(warm: bool) -> None:
 
 
 @needs_compile
-@pytest.mark.parametrize("make", [KLIFNode, CLIFNode])
-def test_single_steps_are_not_compiled_again_and_again(make: type) -> None:
-    node, x = make(), current(8, BATCH, CHANNELS)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("name", ["klif", "clif", "glif"])
+def test_single_steps_are_not_compiled_again_and_again(name: str, backend: str) -> None:
+    """GLIF counts its steps, as it has parameters of its own for each."""
+    node, x = NODES[name](), current(STEPS, BATCH, CHANNELS)
+    node.step_mode, node.backend = "s", backend
     compiled = torch.compile(node, backend="eager")
     spikes = torch.stack([compiled(step) for step in x])
     assert dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the first step starts from a number
@@ -107,13 +117,6 @@ def test_a_copy_of_a_compiled_node_runs_the_copy() -> None:
         twin.k.fill_(3.0)
     assert_equal(twin(x), KLIFNode(step_mode="m", init_k=3.0)(x))
     assert node.v == 0.0
-
-
-NODES = {
-    "klif": lambda: KLIFNode(step_mode="m"),
-    "clif": lambda: CLIFNode(step_mode="m"),
-    "glif": lambda: GLIFNode(T=STEPS, inplane=CHANNELS),
-}
 
 
 @needs_compile
@@ -163,6 +166,17 @@ def test_jit_traces_that_are_checked_saved_and_loaded() -> None:
     buffer.seek(0)
     functional.reset_net(net)
     assert_equal(torch.jit.load(buffer)(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_script_is_refused() -> None:
+    """TorchScript cannot compile a LIFNode either."""
+    net = network()
+    fused = neuron.LIFNode()
+    fuse(fused)
+    for module, name in ((net, "KLIFNode"), (fused, "LIFNode")):
+        with pytest.raises(RuntimeError, match=f"{name}: expected torch.jit.trace or torch.export, got torch.jit.scr"):
+            torch.jit.script(module)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

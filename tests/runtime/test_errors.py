@@ -276,6 +276,21 @@ def test_an_unsupported_dtype(dtype: torch.dtype, backend: str, refused: Callabl
     refused(KLIFNode(step_mode="m", backend=backend), x, TypeError, f"expected a floating-point input .*, got {dtype}")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_an_input_that_is_not_dense(backend: str) -> None:
+    node, x = KLIFNode(step_mode="m", backend=backend), torch.ones(4, 3, 5)
+    expected = node(x)
+    left = node.v
+    nested = [torch.nested.nested_tensor(list(x), layout=layout) for layout in (torch.strided, torch.jagged)]
+    for other in (x.to_sparse(), x[0].to_sparse_csr(), x.to_mkldnn(), *nested):
+        with pytest.raises(TypeError, match=r"KLIFNode: expected a dense tensor, got one of layout .*to_dense"):
+            node(other)
+    assert node.v is left
+    node.reset()
+    assert torch.equal(node(x), expected)
+
+
 def test_another_device_than_the_backends(refused: Callable[..., pytest.ExceptionInfo]) -> None:
     x = torch.ones(4, 3, 5, device="meta")
     refused(KLIFNode(step_mode="m", backend="cpp"), x, ValueError, "'cpp': expected a tensor on 'cpu', got .* 'meta'")
