@@ -401,22 +401,20 @@ def starting_states(node: Any, x: Tensor, step_mode: str, dtype: torch.dtype, ow
     """
     names = node._fused_states
     held = tuple(node._memories[name] for name in names)
+    if _is_gated(node):
+        return {"v": node.v, "u": 0.0}
+    if not own and {int, float}.issuperset(map(type, held)):
+        return dict(zip(names, held, strict=True))
     step = x[0] if step_mode == "m" else x
     if not SPIKINGJELLY_2:
         if own and not isinstance(node.v, Tensor):
             node.v_float_to_tensor(step)
             held = tuple(node._memories[name] for name in names)
         return dict(zip(names, held, strict=True))
-    if _is_gated(node):
-        return {"v": node.v, "u": 0.0}
-    if not own:
-        if all(type(state) in (int, float) for state in held):
-            return dict(zip(names, held, strict=True))
-        if all(
-            isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype
-            for s in held
-        ):
-            return dict(zip(names, held, strict=True))
+    if not own and all(
+        isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype for s in held
+    ):
+        return dict(zip(names, held, strict=True))
     return dict(zip(names, node.materialize_states((x,), held, step_mode), strict=True))
 
 
@@ -427,10 +425,12 @@ def left_states(node: Any, final: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def stores_states(node: Any, step_mode: str) -> bool:
     """Whether a call records the states of every step."""
-    if getattr(node, "store_state_seqs", False):  # ComplementaryLIFNode
+    cls = type(node)  # to ask the node for what it has not would take far longer
+    if hasattr(cls, "store_state_seqs") and node.store_state_seqs:  # ComplementaryLIFNode
         return step_mode == "m"
-    single = SPIKINGJELLY_2 and isinstance(node, neuron.BaseNode)
-    return bool(getattr(node, "store_v_seq", False)) and (step_mode == "m" or single)
+    if not hasattr(cls, "store_v_seq") or not node.store_v_seq:
+        return False
+    return step_mode == "m" or (SPIKINGJELLY_2 and isinstance(node, neuron.BaseNode))
 
 
 def store_states(node: Any, sequences: Mapping[str, Tensor], step_mode: str) -> None:
