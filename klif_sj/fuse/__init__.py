@@ -3,8 +3,8 @@
 from .automatic import fusing
 from .check import check_fused
 from .convert import fuse
+from .fuse_report import FuseReport, FuseRow
 from .fused import own_class
-from .report import FuseReport, FuseRow
 from .settings import serving_backend, states_kept
 
 __all__ = [

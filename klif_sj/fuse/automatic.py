@@ -11,8 +11,8 @@ from torch import nn
 from .._compat import steps
 from ..neuron import FusedNode
 from .convert import fuse
+from .fuse_report import FuseReport, FuseRow
 from .fused import Fused, own_class
-from .report import FuseReport, FuseRow
 
 
 class fusing:

@@ -18,8 +18,8 @@ from ..network.select import Selector, check_network, select, why_none
 from ..neuron import FusedNode
 from ..neuron.states import NOT_KEPT
 from .check import check_fused
+from .fuse_report import FuseReport, FuseRow
 from .fused import SETTINGS, Fused, fused_class, own_class
-from .report import FuseReport, FuseRow
 
 
 class CannotFuse(ValueError):

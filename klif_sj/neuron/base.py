@@ -308,9 +308,8 @@ class FusedNode(OnKernels, _compat.BaseNode):
         trace = None if compiling else torch._C._get_tracing_state()
         if trace is not None and trace is not self._sequence.trace and state.requires_grad:
             return True
-        if (state.shape, state.device, state.dtype) == (shape, x.device, state_dtype(x.dtype)):
-            return False
-        return compiling or any(state is left for left in self._sequence.left)
+        was_left = compiling or any(state is left for left in self._sequence.left)
+        return was_left and (state.shape, state.device, state.dtype) != (shape, x.device, state_dtype(x.dtype))
 
     # The functional interface of SpikingJelly 2; the old line never calls it.
 

@@ -91,8 +91,8 @@ def test_afterwards_spikingjellys_step_is_its_own_and_the_trace_holds() -> None:
     x = torch.rand(4, 2, 6)
     node(x)
     assert lif_step.__code__ is own
-    traced = codegen.step_of(node, ("v",), node._kernel_equations(), (), torch.float32, True)
-    again = codegen.step_of(node, ("v",), node._kernel_equations(), (), torch.float32, True)
+    traced, _ = codegen.step_of(node, node._kernel_equations, ("v",), (), torch.float32, True)
+    again, _ = codegen.step_of(node, node._kernel_equations, ("v",), (), torch.float32, True)
     assert again.program is traced.program
 
     class Failing(Imported):
