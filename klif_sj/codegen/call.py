@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import struct
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -71,22 +72,26 @@ def c_struct() -> str:
 class Layout:
     """A record for so many states and parameters, as a list of numbers: addresses, and others.
 
-    ``at.NAME`` is the position of a field in it, or the slice of an array. ``by_neuron`` are positions of addresses,
-    and whether values in the storage dtype lie there, in place of those in the arithmetic's.
+    ``at.NAME`` is the position of a field in it, or the slice of an array. ``by_neuron`` takes the addresses of values
+    by neuron out of a record, and ``in_storage`` says of each whether its values have the storage dtype, in place of
+    the arithmetic's.
     """
 
     def __init__(self, states: int, parameters: int) -> None:
         self.at = SimpleNamespace()
-        self.by_neuron: list[tuple[int, bool]] = []
+        self.in_storage: list[bool] = []
+        by_neuron: list[int] = []
         self.size, formats = 0, []
         for field in FIELDS:
             count = {"": 1, "STATES": states, "PARAMETERS": max(parameters, 1)}[field.each]
             end = self.size + count
             setattr(self.at, field.name, slice(self.size, end) if field.each else self.size)
             if field.by_neuron:
-                self.by_neuron += [(position, "io" in field.type) for position in range(self.size, end)]
+                by_neuron += range(self.size, end)
+                self.in_storage += ["io" in field.type] * count
             formats.append(f"{count}{'d' if field.type == 'double ' else 'q'}")
             self.size = end
+        self.by_neuron = operator.itemgetter(*by_neuron)
         self.pack = struct.Struct(f"@{''.join(formats)}").pack
 
 

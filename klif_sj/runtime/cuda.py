@@ -104,10 +104,11 @@ def fitting_vector(work: Pass, record: list[Any]) -> int:
     rows |= record[at.x_stride] | record[at.grad_spikes_stride]
     while vector > 1 and rows % vector:
         vector //= 2
-    addresses = [(record[position], is_io) for position, is_io in work.layout.by_neuron]
-    if functools.reduce(operator.or_, (address for address, _ in addresses)) % 16:  # mostly none is off a boundary
+    addresses = work.layout.by_neuron(record)
+    if functools.reduce(operator.or_, addresses) % 16:  # mostly none is off a boundary
         io, real = kernel.dtype.itemsize, kernel.real.itemsize
-        while vector > 1 and any(address % min(16, vector * (io if is_io else real)) for address, is_io in addresses):
+        sizes = [io if stored else real for stored in work.layout.in_storage]
+        while vector > 1 and any(a % min(16, vector * size) for a, size in zip(addresses, sizes, strict=True)):
             vector //= 2
     return vector
 
