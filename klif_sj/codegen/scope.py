@@ -42,6 +42,9 @@ CALLABLES = (
 _FIXED_MODULES = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
 """Packages whose globals are taken for constants."""
 
+_CHANGING = ("datetime", "numpy.random", "os", "random", "secrets", "time", "uuid")
+"""Modules that give other values in every call."""
+
 _ABSENT = object()
 
 
@@ -113,6 +116,9 @@ class Scope:
         if isinstance(value, types.MethodType):
             reads.note_owner(f"{key}.", value)
             reads.note(f"{key}.", "__func__", value.__func__)
+            if value.__self__ is self._scope_owner:
+                reads.note_own_method(self._scope_path, name)
+                return types.MethodType(value.__func__, self)
             owner = Scope(value.__self__, self._scope_values, (), reads, f"{key}.__self__.")
             return types.MethodType(value.__func__, owner)
         if isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
@@ -174,6 +180,7 @@ class _Owner:
         self.found: dict[str, Any] = {}
         self.methods: dict[str, Any] = {}
         self.absent: set[str] = set()
+        self.own_methods: set[str] = set()
         self._values: dict[str, Any] = {}
 
     def note(self, name: str, comparable: Any, value: Any) -> None:
@@ -213,6 +220,10 @@ class _Owner:
             read, methods = self._methods
             if read(self.cls) != methods:
                 return False
+            if not self.methods.keys().isdisjoint(getattr(owner, "__dict__", ())):
+                return False
+        if self.own_methods and any(getattr(owner, name).__self__ is not owner for name in self.own_methods):
+            return False
         return not self.absent or not any(hasattr(owner, name) for name in self.absent)
 
 
@@ -225,7 +236,7 @@ class Reads:
         self._owners: dict[str, _Owner] = {}
         self._given: list[tuple[str, Any, Any]] = []  # containers handed to the step, which must come back unchanged
         self._bases: dict[type, dict[str, Any]] = {}
-        self._variables: list[tuple[Callable[[], Any], Any]] = []
+        self._variables: list[tuple[Callable[[], Any], Any, str]] = []
         self._analysed: set[types.CodeType] = set()
         self._constants: dict[str, Any] = {}
 
@@ -252,6 +263,10 @@ class Reads:
         if path not in self._owners:
             self._owners[path] = _Owner(path, type(owner))
 
+    def note_own_method(self, path: str, name: str) -> None:
+        """Note a method of the object itself that is set on it, in the place of its class's."""
+        self._owners[path].own_methods.add(name)
+
     def note_absence(self, path: str, name: str) -> None:
         self._owners[path].absent.add(name)
 
@@ -271,12 +286,18 @@ class Reads:
         function = _unwrapped(function)
         if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
             return
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        # By the function, which is not kept alive: what it closes over may lead back to the neuron.
+        this = weakref.ref(function)
+        cells = {name: functools.partial(_closed_over, this, i) for i, name in enumerate(function.__code__.co_freevars)}
+        for name in ("__defaults__", "__kwdefaults__"):
+            read = functools.partial(_of_function, this, name)
+            self._note_variable(read, [], f"{function.__name__}.{name}")
         self._analyse_code(function.__code__, function, cells, cls)
 
     def _analyse_code(
-        self, code: types.CodeType, function: types.FunctionType, cells: Mapping[str, Any], cls: type | None
-    ) -> None:
+        self, code: types.CodeType, function: types.FunctionType, cells: Mapping[str, Callable[[], Any]],
+        cls: type | None,
+    ) -> None:  # fmt: skip
         if code in self._analysed:
             return
         self._analysed.add(code)
@@ -292,10 +313,12 @@ class Reads:
                 raise StepTraceError(f"{code.co_name} sets the global {name!r}, which a kernel would do once at most")
             if instruction.opname == "STORE_DEREF" and name in cells:
                 raise StepTraceError(f"{code.co_name} sets the variable {name!r} of the function around it")
+            if instruction.opname == "IMPORT_NAME":
+                _refuse_changing(sys.modules.get(name), name)
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
                 read: Callable[[], Any] = functools.partial(function.__globals__.get, name, _ABSENT)
             elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
-                read = functools.partial(_contents, cells[name])
+                read = cells[name]
             else:
                 continue
             attributes = []
@@ -303,21 +326,26 @@ class Reads:
                 if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                     break
                 attributes.append(following.argval)
-            self._note_variable(read, attributes)
+            self._note_variable(read, attributes, name)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._analyse_code(constant, function, cells, cls)
 
-    def _note_variable(self, read: Callable[[], Any], attributes: list[str]) -> None:
+    def _note_variable(self, read: Callable[[], Any], attributes: list[str], name: str) -> None:
         """Note a variable of a method, or the value that a chain of attributes leads to from there."""
-        value, path = read(), []
+        value: Any = read()
+        path: list[str] = []
         for attribute in attributes:
+            _refuse_changing(value, ".".join((name, *path)))
             if isinstance(value, (*PLAIN, *CONTAINERS, Tensor)) and not isinstance(value, types.ModuleType):
                 break
-            if _is_fixed(_home(value)):
+            following = getattr(value, attribute, _ABSENT)
+            if _is_fixed(_home(value)) and not isinstance(following, types.ModuleType):
                 return
-            value = getattr(value, attribute, _ABSENT)
+            value = following
             path.append(attribute)
+        name = ".".join((name, *path))
+        _refuse_changing(value, name)
         if isinstance(value, (types.ModuleType, Tensor)) or value is _ABSENT:
             return
         if isinstance(value, CALLABLES):
@@ -331,13 +359,16 @@ class Reads:
                 return
             read = functools.partial(_follow, read, _plain_attributes)
             value = _plain_attributes(value)
-        self._variables.append((read, _comparable(value, ".".join(path) or "a variable", hold=True)))
+        self._variables.append((read, _comparable(value, name, hold=True), name))
 
     def refuse_side_effects(self) -> None:
-        """:raises StepTraceError: where the step has changed a container that it read"""
-        for key, comparable, given in self._given:
-            if not comparable == given:
-                raise StepTraceError(f"it changes {key!r} in place, which a kernel would do once at most")
+        """:raises StepTraceError: where the step has changed what it read: a container, a variable or its attributes"""
+        changed = [key for key, comparable, given in self._given if comparable != given]
+        changed += [name for read, noted, name in self._variables if noted != read()]
+        for cls, members in self._bases.items():
+            changed += [f"{cls.__name__}.{name}" for name in members if vars(cls).get(name, _ABSENT) != members[name]]
+        if changed:
+            raise StepTraceError(f"it changes {changed[0]!r}, which a kernel would do once at most")
 
     # Comparing, in every call.
 
@@ -361,7 +392,7 @@ class Reads:
             for attributes, get, members in self._members:
                 if get(attributes) != members:
                     return False
-            return all(noted == get() for get, noted in self._variables)
+            return all(noted == get() for get, noted, _ in self._variables)
         except (AttributeError, KeyError, ValueError):  # something is gone
             return False
 
@@ -457,13 +488,33 @@ def _home(value: Any) -> str | None:
     return getattr(value, "__module__", None) if isinstance(value, CALLABLES) else ""
 
 
+def _refuse_changing(value: Any, name: str) -> None:
+    """:raises StepTraceError: for what gives other values in every call"""
+    owner = getattr(value, "__self__", None) if isinstance(value, types.BuiltinFunctionType) else None
+    if isinstance(value, types.ModuleType):
+        home = value.__name__
+    elif owner is None or isinstance(owner, types.ModuleType):
+        home = (value if isinstance(value, CALLABLES) else type(value)).__module__ or ""
+    else:
+        home = type(owner).__module__
+    if any(f"{home}.".startswith(f"{module}.") for module in _CHANGING) or hasattr(type(value), "__next__"):
+        raise StepTraceError(
+            f"it uses {name!r}, which gives another value in every call, where a kernel would have the first one; "
+            "compute such a value before the call and keep it as a setting, a parameter or a buffer"
+        )
+
+
 def _is_fixed(module: str | None) -> bool:
     return module is None or module.partition(".")[0] in _FIXED_MODULES
 
 
-def _contents(cell: Any) -> Any:
+def _of_function(function: Callable[[], Any], name: str) -> Any:
+    return getattr(function(), name, _ABSENT)
+
+
+def _closed_over(function: Callable[[], Any], index: int) -> Any:
     try:
-        return cell.cell_contents
+        return function().__closure__[index].cell_contents
     except ValueError:  # not yet set
         return _ABSENT
 
