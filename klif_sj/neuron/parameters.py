@@ -54,7 +54,7 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     if known and raw.numel() == 1 and low < raw.item() < high:
         return raw
     value = _Bounded.apply(raw, low, high)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and type(raw) in (Tensor, nn.Parameter):
         value.bounded_from = raw, raw._version, raw.data_ptr()
     return value
 
