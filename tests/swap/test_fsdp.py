@@ -26,7 +26,7 @@ except ImportError:
 pytestmark = [
     pytest.mark.skipif(not ignores, reason="this torch's fully_shard shards all or nothing"),
     pytest.mark.skipif(
-        torch.__version__ < "2.9", reason="over gloo, torch 2.8 trains no sharded network as one process"
+        torch.__version__ < "2.9", reason="torch 2.8 averages no gradients over gloo"
     ),
     pytest.mark.once,
 ]
