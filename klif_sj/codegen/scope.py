@@ -43,6 +43,9 @@ CALLABLES = (
 _FIXED_MODULES = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
 """Packages whose globals are taken for constants."""
 
+_CHANGING = ("datetime", "numpy.random", "os", "random", "secrets", "time", "uuid")
+"""Modules that give other values in every call."""
+
 _ABSENT = object()
 
 
@@ -116,6 +119,9 @@ class Scope:
         if isinstance(value, types.MethodType):
             reads.note_owner(f"{key}.", value)
             reads.note(f"{key}.", "__func__", value.__func__)
+            if value.__self__ is self._scope_owner:
+                reads.note_own_method(self._scope_path, name)
+                return types.MethodType(value.__func__, self)
             owner = Scope(value.__self__, self._scope_values, (), reads, f"{key}.__self__.")
             return types.MethodType(value.__func__, owner)
         if isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray)):
@@ -200,6 +206,7 @@ class _Owner:
     """What was found, by name, as it is compared; and its type, as 1, 1.0 and True are equal."""
     methods: dict[str, Any] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
+    own_methods: set[str] = field(default_factory=set)
 
 
 class Reads:
@@ -211,7 +218,7 @@ class Reads:
         self._owners: dict[str, _Owner] = {}
         self._given: list[tuple[str, Any, Any]] = []  # containers handed to the step, which must come back unchanged
         self._bases: dict[type, dict[str, Any]] = {}
-        self._variables: dict[tuple[int, str, tuple[str, ...]], tuple[Any, Any, bool]] = {}
+        self._variables: dict[tuple[int, str], _Variable] = {}
         self._analysed: set[types.CodeType] = set()
         self._constants: dict[str, Any] = {}
 
@@ -238,6 +245,10 @@ class Reads:
         if path not in self._owners:
             self._owners[path] = _Owner(type(owner))
 
+    def note_own_method(self, path: str, name: str) -> None:
+        """Note a method of the object itself that is set on it, in the place of its class's."""
+        self._owners[path].own_methods.add(name)
+
     def note_absence(self, path: str, name: str) -> None:
         self._owners[path].absent.add(name)
 
@@ -257,12 +268,17 @@ class Reads:
         function = _unwrapped(function)
         if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
             return
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        self._analyse_code(function.__code__, function, cells, cls)
+        # By the function, which is not kept alive: what it closes over may lead back to the neuron.
+        this = weakref.ref(function)
+        cells = {name: f"().__closure__[{i}].cell_contents" for i, name in enumerate(function.__code__.co_freevars)}
+        for name in ("__defaults__", "__kwdefaults__"):
+            self._note_variable(this, f"().{name}", [], f"{function.__name__}.{name}")
+        self._analyse_code(function.__code__, function, this, cells, cls)
 
     def _analyse_code(
-        self, code: types.CodeType, function: types.FunctionType, cells: Mapping[str, Any], cls: type | None
-    ) -> None:
+        self, code: types.CodeType, function: types.FunctionType, this: weakref.ref[Any], cells: Mapping[str, str],
+        cls: type | None,
+    ) -> None:  # fmt: skip
         if code in self._analysed:
             return
         self._analysed.add(code)
@@ -278,10 +294,12 @@ class Reads:
                 raise StepTraceError(f"{code.co_name} sets the global {name!r}, which a kernel would do once at most")
             if instruction.opname == "STORE_DEREF" and name in cells:
                 raise StepTraceError(f"{code.co_name} sets the variable {name!r} of the function around it")
+            if instruction.opname == "IMPORT_NAME":
+                _refuse_changing(sys.modules.get(name), name)
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
-                home: Any = function.__globals__
+                where: tuple[Any, str] = function.__globals__, f"[{name!r}]"
             elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
-                home = cells[name]
+                where = this, cells[name]
             else:
                 continue
             attributes = []
@@ -289,24 +307,27 @@ class Reads:
                 if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                     break
                 attributes.append(following.argval)
-            self._note_variable(home, name, attributes)
+            self._note_variable(*where, attributes, name)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                self._analyse_code(constant, function, cells, cls)
+                self._analyse_code(constant, function, this, cells, cls)
 
-    def _note_variable(self, home: Any, name: str, attributes: list[str]) -> None:
+    def _note_variable(self, home: Any, expression: str, attributes: list[str], name: str) -> None:
         """Note a variable of a method, or the value that a chain of attributes leads to from there.
 
-        :param home: the globals, or the cell that holds the variable
+        :param home: the globals, or a reference to the function that closes over the variable
+        :param expression: what reads the variable there
         """
-        value, path = home[name] if isinstance(home, dict) else _contents(home), []
+        value: Any = _Variable(home, expression, name).read()
         for attribute in attributes:
+            _refuse_changing(value, name)
             if isinstance(value, (*PLAIN, *CONTAINERS, Tensor)) and not isinstance(value, types.ModuleType):
                 break
-            if _is_fixed(_home(value)):
+            following = getattr(value, attribute, _ABSENT)
+            if _is_fixed(_home(value)) and not isinstance(following, types.ModuleType):
                 return
-            value = getattr(value, attribute, _ABSENT)
-            path.append(attribute)
+            value, name, expression = following, f"{name}.{attribute}", f"{expression}.{attribute}"
+        _refuse_changing(value, name)
         if isinstance(value, (types.ModuleType, Tensor)) or value is _ABSENT:
             return
         if isinstance(value, types.MethodType):
@@ -316,12 +337,11 @@ class Reads:
                 return
             self._analyse(value)
         by_attributes = not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray, types.MethodType))
-        if by_attributes:
-            if not hasattr(value, "__dict__"):
-                return
-            value = _plain_attributes(value)
-        comparable = _comparable(value, ".".join(path) or "a variable", hold=True)
-        self._variables[id(home), name, tuple(path)] = home, comparable, by_attributes
+        if by_attributes and not hasattr(value, "__dict__"):
+            return
+        noted = _Variable(home, expression, name, by_attributes)
+        noted.value = _comparable(noted.read(), name, hold=True)
+        self._variables[id(home), expression] = noted
 
     def _analyse_autograd_function(self, cls: Any) -> None:
         """The methods of a user's torch.autograd.Function, which its ``apply`` calls."""
@@ -330,10 +350,13 @@ class Reads:
                 self._analyse(getattr(cls, name))
 
     def refuse_side_effects(self) -> None:
-        """:raises StepTraceError: where the step has changed a container that it read"""
-        for key, comparable, given in self._given:
-            if not comparable == given:
-                raise StepTraceError(f"it changes {key!r} in place, which a kernel would do once at most")
+        """:raises StepTraceError: where the step has changed what it read: a container, a variable or its attributes"""
+        changed = [key for key, comparable, given in self._given if comparable != given]
+        changed += [noted.name for noted in self._variables.values() if noted.value != noted.read()]
+        for cls, members in self._bases.items():
+            changed += [f"{cls.__name__}.{name}" for name in members if vars(cls).get(name, _ABSENT) != members[name]]
+        if changed:
+            raise StepTraceError(f"it changes {changed[0]!r}, which a kernel would do once at most")
 
     # Comparing, in every call.
 
@@ -343,7 +366,7 @@ class Reads:
 
         It runs in every call, so it is written out as one flat function, a comparison for each value that was read.
         """
-        return _Guard(self._owners, self._bases, self._variables, self.tensors).compiled()
+        return _Guard(self._owners, self._bases, self._variables.values(), self.tensors).compiled()
 
     @functools.cached_property
     def constants(self) -> list[tuple[str, Any]]:
@@ -351,12 +374,35 @@ class Reads:
         return list(self._constants.items())
 
 
+@dataclass
+class _Variable:
+    """A global, a default or a closed-over variable of a method, and where it is read.
+
+    :param name: for messages
+    :param by_attributes: whether the settings among its attributes are compared, as it is an object of any class
+    :param value: what was found, as it is compared
+    """
+
+    home: Any
+    expression: str
+    name: str
+    by_attributes: bool = False
+    value: Any = None
+
+    def read(self) -> Any:
+        try:
+            found = eval(f"home{self.expression}", {"home": self.home})
+        except (AttributeError, KeyError, ValueError):  # it is gone, or not yet set
+            return _ABSENT
+        return _plain_attributes(found) if self.by_attributes else found
+
+
 class _Guard:
     """The text of :attr:`Reads.find`, and the values that it compares with."""
 
     def __init__(
         self, owners: Mapping[str, _Owner], bases: Mapping[type, Mapping[str, Any]],
-        variables: Mapping[Any, tuple[Any, Any, bool]], tensors: Iterable[str],
+        variables: Iterable[_Variable], tensors: Iterable[str],
     ) -> None:  # fmt: skip
         self._values: dict[str, Any] = {"isinstance": isinstance, "Tensor": Tensor, "plain": _plain_attributes}
         self._objects = {"": "node"}
@@ -367,10 +413,9 @@ class _Guard:
         for cls, members in bases.items():
             attributes = self._value(cls.__dict__)
             conditions += [self._same(f"{attributes}[{name!r}]", value) for name, value in members.items()]
-        for (_, name, path), (home, value, by_attributes) in variables.items():
-            found = f"{self._value(home)}[{name!r}]" if isinstance(home, dict) else f"{self._value(home)}.cell_contents"
-            found = ".".join((found, *path))
-            conditions.append(self._same(f"plain({found})" if by_attributes else found, value))
+        for variable in variables:
+            found = f"{self._value(variable.home)}{variable.expression}"
+            conditions.append(self._same(f"plain({found})" if variable.by_attributes else found, variable.value))
         read = [self._tensor(path, number) for number, path in enumerate(tensors)]
         conditions += [f"isinstance({tensor}, Tensor)" for tensor in read]
         result = "".join(f"t{number}, " for number in range(len(read)))
@@ -404,6 +449,10 @@ class _Guard:
             yield self._same(_attribute(found, name), value, cls)
         for name, method in owner.methods.items():
             yield self._same(_attribute(self._value(owner.cls), name), method)
+        if owner.methods:
+            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({found}.__dict__)"
+        for name in owner.own_methods:
+            yield f"{found}.{name}.__self__ is {found}"
         for name in owner.absent:
             yield f"not hasattr({found}, {name!r})"
 
@@ -513,12 +562,21 @@ def _home(value: Any) -> str | None:
     return getattr(value, "__module__", None) if isinstance(value, CALLABLES) else ""
 
 
+def _refuse_changing(value: Any, name: str) -> None:
+    """:raises StepTraceError: for what gives other values in every call"""
+    owner = getattr(value, "__self__", None) if isinstance(value, types.BuiltinFunctionType) else None
+    if isinstance(value, types.ModuleType):
+        home = value.__name__
+    elif owner is None or isinstance(owner, types.ModuleType):
+        home = (value if isinstance(value, CALLABLES) else type(value)).__module__ or ""
+    else:
+        home = type(owner).__module__
+    if any(f"{home}.".startswith(f"{module}.") for module in _CHANGING) or hasattr(type(value), "__next__"):
+        raise StepTraceError(
+            f"it uses {name!r}, which gives another value in every call, where a kernel would have the first one; "
+            "compute such a value before the call and keep it as a setting, a parameter or a buffer"
+        )
+
+
 def _is_fixed(module: str | None) -> bool:
     return module is None or module.partition(".")[0] in _FIXED_MODULES
-
-
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not yet set
-        return _ABSENT

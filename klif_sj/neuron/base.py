@@ -47,7 +47,7 @@ def _time_step(memories: Mapping[str, Any]) -> int:
     if not torch.compiler.is_compiling():
         return memories["time_step"]
     with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
-        return memories["time_step"] + 0
+        return int(memories["time_step"])
 
 
 class FusedNode(OnKernels, _compat.BaseNode):

@@ -49,7 +49,7 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     if is_tracing():
         raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")
     value = _Bounded.apply(raw, low, high)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and type(raw) in (Tensor, nn.Parameter):
         value.bounded_from = raw, raw._version, raw.data_ptr()
     return value
 

@@ -36,9 +36,10 @@ def fit_state(neuron: str, name: str, value: Any, shape: torch.Size, device: tor
         shape, or is on another device
     """
     if not isinstance(value, Tensor):
-        if type(value) not in NUMBERS and not isinstance(value, Real):
+        if not isinstance(value, (int, float, Real)):  # the two first, as torch.compile knows them
             raise ValueError(f"{neuron}: state {name!r}: expected a number or a tensor, got {value!r}")
-        return value
+        number: Any = value
+        return number
     if value.layout is not torch.strided or value.is_nested or value.is_complex() or value.is_quantized:
         layout = "nested" if value.is_nested else value.layout
         raise ValueError(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import random
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable
+from random import random as shuffled
 from typing import Any
 
 import numpy as np
@@ -179,6 +183,11 @@ def of_closure(**options: Any) -> KLIFNode:
     return Closed(**options)
 
 
+class OfDefaults(Gain):
+    def found_gain(self, gains: list[float] = [1.0], *, factor: float = 1.0) -> float:  # noqa: B006
+        return factor * gains[0]
+
+
 def other_charge(self: KLIFNode, x: Tensor) -> None:
     KLIFNode.neuronal_charge(self, 0.5 * x)
 
@@ -208,6 +217,13 @@ CHANGES: dict[str, tuple[Callable[..., KLIFNode], Callable[[Any], Any]]] = {
     "a closed-over list": (of_closure, lambda node: node.halve()),
     "a method": (OfClass, lambda node: setattr(OfClass, "neuronal_charge", other_charge)),
     "a base's method": (OfGlobal, lambda node: setattr(Gain, "neuronal_charge", other_charge)),
+    "a default": (OfDefaults, lambda node: OfDefaults.found_gain.__defaults__[0].__setitem__(0, 0.5)),
+    "a default by name": (OfDefaults, lambda node: OfDefaults.found_gain.__kwdefaults__.__setitem__("factor", 0.5)),
+    "a function in the place of a method": (OfConfig, lambda node: setattr(node, "found_gain", lambda: 0.5)),
+    "a method of its own": (
+        OfConfig,
+        lambda node: setattr(node, "neuronal_charge", types.MethodType(other_charge, node)),
+    ),
     "the type of a number": (OfConfig, lambda node: setattr(node.config.deep, "gain", np.float32(0.5))),
 }
 
@@ -222,6 +238,8 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "GAIN", 1.0)
     monkeypatch.setattr(OfClass, "neuronal_charge", Gain.neuronal_charge)
     monkeypatch.delattr(OfClass, "neuronal_charge")
+    monkeypatch.setattr(OfDefaults.found_gain, "__defaults__", ([1.0],))
+    monkeypatch.setattr(OfDefaults.found_gain, "__kwdefaults__", {"factor": 1.0})
 
 
 def ran(node: KLIFNode, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +331,59 @@ class Deletes(KLIFNode):
         self.v = x
 
 
+CLOCK, LOG = types.SimpleNamespace(time=0), list[int]()
+NUMBERS, RANDOM = iter(range(10**6)), np.random.default_rng(0)
+
+
+def of_charge(found_gain: Callable[[Any], float]) -> Callable[..., KLIFNode]:
+    return type("OfCharge", (Gain,), {"found_gain": found_gain})
+
+
+def counts_on_an_object(node: Any) -> float:
+    CLOCK.time += 1
+    return 1.0
+
+
+def counts_in_a_container(node: Any) -> float:
+    TABLE["gain"][0] += 1.0
+    return 1.0
+
+
+def logs(node: Any) -> float:
+    LOG.append(1)
+    return 1.0
+
+
+class CountsOnItsClass(Gain):
+    gain = 1.0
+
+    def found_gain(self) -> float:
+        self.__class__.gain += 1.0
+        return 1.0
+
+
+def imports_random(node: Any) -> float:
+    import random
+
+    return random.random()
+
+
+CHANGED_OR_CHANGING: dict[Callable[[Any], float], str] = {
+    counts_on_an_object: "CLOCK",
+    counts_in_a_container: "TABLE",
+    logs: "LOG",
+    lambda node: float(next(NUMBERS)): "NUMBERS",
+    lambda node: random.random(): "random",
+    lambda node: shuffled(): "shuffled",
+    lambda node: float(np.random.rand()): "np.random",
+    lambda node: float(RANDOM.random()): "RANDOM",
+    imports_random: "random",
+    lambda node: time.time(): "time",
+    lambda node: float(os.environ.get("GAIN", "1")): "os",
+}
+"""Steps that change what is not the neuron's, or that compute with other values in every call."""
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -321,10 +392,12 @@ class Deletes(KLIFNode):
             r"sets .count., which is no state; .*at test_scope.py:\d+ in neuronal_charge: self.count = self.count",
         ),
         (Keeps, r"sets 'last', which is no state; name it in `states`"),
-        (Logs, r"changes 'log' in place"),
+        (Logs, r"changes 'log', which a kernel would do once"),
         (CountsGlobally, r"neuronal_charge sets the global 'COUNTER'"),
         (CountsElsewhere, r"sets 'clock.time', which is no state"),
         (Deletes, r"deletes 'tau'"),
+        (CountsOnItsClass, r"changes 'CountsOnItsClass.gain', which"),
+        *((of_charge(charge), f"it (changes|uses) '{name}', which") for charge, name in CHANGED_OR_CHANGING.items()),
     ],
 )
 def test_a_step_that_changes_something_else_is_refused(make: Callable[..., KLIFNode], match: str) -> None:

@@ -25,6 +25,7 @@ except ImportError:
     ignores = False
 pytestmark = [
     pytest.mark.skipif(not ignores, reason="this torch's fully_shard shards all or nothing"),
+    pytest.mark.skipif(torch.__version__ < "2.9", reason="torch 2.8 averages no gradients over gloo"),
     pytest.mark.once,
 ]
 
@@ -82,7 +83,7 @@ def test_two_processes_train_as_one() -> None:
         env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)
+    together = json.loads(done.stdout.splitlines()[-1])  # gloo may have written before
     alone = trained(network(), slice(None))
     assert together.keys() == alone.keys()
     for name, values in alone.items():
