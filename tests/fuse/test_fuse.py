@@ -447,6 +447,66 @@ def test_what_no_kernel_can_do_is_refused_by_name(cls: type[Cell], words: list[s
     assert why in " ".join(str(report).split()) or "left alone" in str(report)
 
 
+SHAPE_READERS: dict[str, Callable[[Tensor], Any]] = {
+    "numel": lambda x: x / x.numel(),
+    "dim": lambda x: 2.0 * x if x.dim() == 2 else x,
+    "ndim": lambda x: 2.0 * x if x.ndim == 2 else x,
+    "len of shape": lambda x: x * len(x.shape),
+    "len of size": lambda x: x * len(x.size()),
+    "size": lambda x: x / x.size(-1),
+    "shape": lambda x: x / x.shape[-1],
+    "rest of shape": lambda x: x + torch.zeros(*x.shape),
+    "compared with numbers": lambda x: x if x.shape == (3, 6) else 2.0 * x,
+}
+
+
+@pytest.mark.parametrize("charge", SHAPE_READERS.values(), ids=SHAPE_READERS.keys())
+def test_a_shape_that_is_read_in_python_is_refused(charge: Callable[[Tensor], Any]) -> None:
+    """A traced step stands for inputs of all shapes."""
+
+    class Reading(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return self.v + charge(x)
+
+    with pytest.raises(ValueError, match=r"reads the shape of its input.*\[C, 1, 1\], at test_fuse.py:\d+ in <lambda>"):
+        fuse(Reading())
+
+
+def test_a_shape_may_be_passed_on_and_compared_with_a_states() -> None:
+    class Passing(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            if self.v.shape != x.shape:
+                raise LookupError
+            return 0.5 * self.v + x * torch.full(x.shape, 2.0) + torch.ones(x.size())
+
+    assert check_fused(Passing())["spikes (m)"] == 0
+
+
+@pytest.mark.parametrize("reduced", [lambda x: x.mean(-1, keepdim=True), lambda x: x.sum(0), lambda x: x.softmax(-1)])
+def test_a_reduction_is_refused_by_its_line(reduced: Callable[[Tensor], Tensor]) -> None:
+    class Inhibited(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return self.v + x - reduced(x)
+
+    with pytest.raises(ValueError, match=r"aten::\w+ of torch.float32 is no elementwise operation.* at test_fuse.py:"):
+        fuse(Inhibited())
+
+
+def test_a_mask_and_an_index_as_buffers() -> None:
+    class Masked(Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False, True, True, False, False]))
+            self.register_buffer("kind", torch.arange(6))
+            self.register_buffer("on", torch.tensor(True))
+
+        def charge(self, x: Tensor) -> Tensor:
+            chosen = torch.where(self.mask & self.on, 0.5 * self.v + x, -x)
+            return torch.where(self.kind == 3, 3.0 * x, chosen)
+
+    assert check_fused(Masked())["spikes (m)"] == 0
+
+
 def test_a_network_without_neurons_is_refused() -> None:
     with pytest.raises(ValueError, match="expected neurons to fuse, got none"):
         fuse(nn.Sequential(nn.Linear(2, 2)))
