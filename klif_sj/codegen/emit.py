@@ -261,6 +261,8 @@ class _Printer:
             return literal(CONSTANTS[name], dtype)
         if name in FILLS:
             return literal(args[FILLS[name]], dtype)
+        if any(isinstance(arg, list | tuple) for arg in args):  # dimensions, such as those of a mean
+            raise self._refusal(operation, f"of {dtype} is no elementwise operation that kernels can print")
         operand_dtype = self._common_dtype(args) if name in COMPARISONS else dtype
         alpha = options.get("alpha", 1)
         if name == "pow":

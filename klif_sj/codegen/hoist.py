@@ -55,8 +55,32 @@ class Prologue:
         return {name: values[number] for name, number in self.taken.items()}
 
 
+class _Shape(tuple[int, ...]):
+    """The shape of a stand-in for the input or a state: it can be passed on, and compared with another one."""
+
+    def _refuse(self, *args: Any) -> Any:
+        raise StepTraceError(
+            "it reads the shape of its input or of a state in Python, which a kernel does not know; give parameters a "
+            f"shape that broadcasts, such as [C, 1, 1]{at(caller())}"
+        )
+
+    __len__ = __getitem__ = __iter__ = __contains__ = __add__ = __radd__ = __mul__ = __rmul__ = numel = _refuse
+
+    def __eq__(self, other: object) -> bool:
+        return True if isinstance(other, _Shape) else self._refuse()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SHAPES = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
+SIZES = {Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
+
+
 class Hoisting(TorchFunctionMode):
-    """Notes what a step computes of ``tensors`` alone.
+    """Notes what a step computes of ``tensors`` alone, and refuses to tell the shape of what stands for other tensors.
 
     :param tensors: the neuron's own, by path
     :param names: that are given to something else
@@ -90,7 +114,9 @@ class Hoisting(TorchFunctionMode):
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             ours = [self._is_ours(tensor) for tensor in tensors]
             if not any(ours):
-                return func(*args, **(kwargs or {}))
+                if func in SHAPES and len(leaves) == 1:
+                    return _Shape()
+                return _Shape()._refuse() if func in SHAPES | SIZES else func(*args, **(kwargs or {}))
             if all(ours):
                 return self._compute(func, leaves, tree)
             mixed = [self._stand_in(leaf) if self._is_ours(leaf) else leaf for leaf in leaves]
@@ -137,7 +163,8 @@ class Hoisting(TorchFunctionMode):
             name = f"raw_{name}" if name in self._names else name
             self._taken[name] = number
             given = (self._numbers or {}).get(name)
-            self._stand_ins[number] = torch.full((), 0.5) if given is None else given
+            given = torch.full((), 0.5) if given is None else given
+            self._stand_ins[number] = given != 0 if tensor.dtype == torch.bool else given
         return self._stand_ins[number]
 
 

@@ -136,8 +136,8 @@ class Scope:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._scope_states:
             raise StepTraceError(
-                f"it sets {self._scope_path + name!r}, which is no state; name it in `states` if the next step reads "
-                f"it, else use a local variable{at(caller())}"
+                f"it sets {self._scope_path + name!r}, which is no state; register it with register_memory (a "
+                f"FusedNode's own go into `states`) if the next step reads it, else use a local variable{at(caller())}"
             )
         self._scope_values[name] = value
 

@@ -263,10 +263,7 @@ def _trace_with(
         present: dict[str, Any] = {paths[name]: value for name, value in values.items() if name in paths}
         present |= {**shaped, **held, "effective": Effective({name: values[name] for name in given})}
         scope = Scope(node, present, tuple(states), reads)
-        if shaped:
-            with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, given, values):
-                spike = equations(scope, x)
-        else:
+        with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, given, values):
             spike = equations(scope, x)
         reads.refuse_side_effects()
         return spike, {name: _as_tensor(present[name], x) for name in states}

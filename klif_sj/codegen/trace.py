@@ -185,7 +185,10 @@ class _Recorder(TorchDispatchMode):
                 )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # in TorchScript's interpreter a step's function mode is still active
+            return self._record(func, args, kwargs or {})
+
+    def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         line = caller()
         name = func._schema.name.removeprefix("aten::")
         if name == "_local_scalar_dense":

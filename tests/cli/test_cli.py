@@ -110,6 +110,16 @@ def test_compare_runs_and_says_where_the_report_is(
     assert "report.md" in printed
 
 
+@pytest.mark.parametrize(("neuron", "name"), [("lif", "LIFNode("), ("klif*", "KLIFNode("), ("glif", "GLIFNode(")])
+def test_source_prints_a_neurons_kernels(neuron: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["source", neuron, "--T=3", "--dtype=float16", "--channels=2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"// {name}")
+    assert "T = 3, " in printed
+    assert "arithmetic in float32" in printed
+    assert cli.main(["source", neuron, "--T=0"]) == 2
+
+
 def test_interrupt_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -391,7 +391,7 @@ CHANGED_OR_CHANGING: dict[Callable[[Any], float], str] = {
             Counts,
             r"sets .count., which is no state; .*at test_scope.py:\d+ in neuronal_charge: self.count = self.count",
         ),
-        (Keeps, r"sets 'last', which is no state; name it in `states`"),
+        (Keeps, r"sets 'last', which is no state; .* `states`\) if the next step reads it"),
         (Logs, r"changes 'log', which a kernel would do once"),
         (CountsGlobally, r"neuronal_charge sets the global 'COUNTER'"),
         (CountsElsewhere, r"sets 'clock.time', which is no state"),

@@ -15,10 +15,12 @@ import torch
 from spikingjelly.activation_based import functional, layer, monitor, neuron, surrogate
 from tolerance import assert_close, assert_equal
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import klif_sj
 from klif_sj import _compat, check_fused, fuse
 from klif_sj.fuse.fused import Fused
+from klif_sj.neuron.checkpointing import state_contexts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,19 +211,49 @@ def test_a_module_is_saved_and_loaded_in_another_process(tmp_path: Any) -> None:
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "net.pt")], check=True)
 
 
+def test_checkpoints_go_both_ways() -> None:
+    fused, plain = net_of(neuron.ParametricLIFNode()), net_of(neuron.ParametricLIFNode(init_tau=3.0))
+    fuse(fused)
+    x = current()
+    for source, target in ((plain, fused), (fused, plain)):
+        with torch.no_grad():
+            source[1].w.add_(0.3)
+        target.load_state_dict(source.state_dict())
+        assert_same(results(fused, x), results(plain, x))
+        functional.reset_net(nn.ModuleList([fused, plain]))
+
+
 def test_hooks_monitors_and_optimizers_go_on() -> None:
-    net = net_of(neuron.ParametricLIFNode())
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    seen: list[Tensor] = []
-    net[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    fuse(net)
-    record = monitor.OutputMonitor(net, neuron.ParametricLIFNode)
-    before = net[1].w.detach().clone()
-    net(current()).sum().backward()
-    optimizer.step()
-    assert len(seen) == 1
-    assert len(record.records) == 1
-    assert net[1].w != before
+    """Whether they were there before or come later: everything is as without fuse."""
+    nets = [net_of(neuron.ParametricLIFNode(store_v_seq=True))]
+    nets.append(copy.deepcopy(nets[0]))
+    records: list[list[Tensor]] = []
+    x = current()
+    for net, is_fused in zip(nets, (True, False), strict=True):
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        seen: list[Tensor] = []
+        net[1].register_forward_pre_hook(lambda module, inputs: (1.5 * inputs[0],))
+        net[1].register_full_backward_hook(lambda module, gradients, of_spikes, seen=seen: seen.append(gradients[0]))
+        if is_fused:
+            fuse(net)
+        net[1].register_forward_hook(lambda module, inputs, spikes: 2.0 * spikes)
+        cls = neuron.ParametricLIFNode
+        monitors = [
+            monitor.OutputMonitor(net, cls),
+            monitor.InputMonitor(net, cls),
+            monitor.AttributeMonitor("v_seq", False, net, cls),
+            monitor.GradInputMonitor(net, cls),
+        ]
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x.clone().requires_grad_()).mean().backward()
+            optimizer.step()
+            functional.reset_net(net)
+        records.append([*seen, *(value for each in monitors for value in each.records), *net.parameters()])
+    assert len(records[0]) == 3 * 5 + 3
+    for found, expected in zip(*records, strict=True):
+        assert_close(found, expected)
+    assert nets[1][1].w != neuron.ParametricLIFNode().w
 
 
 def test_a_shared_neuron_and_one_in_a_plain_list_are_fused_once() -> None:
@@ -447,6 +479,66 @@ def test_what_no_kernel_can_do_is_refused_by_name(cls: type[Cell], words: list[s
     assert why in " ".join(str(report).split()) or "left alone" in str(report)
 
 
+SHAPE_READERS: dict[str, Callable[[Tensor], Any]] = {
+    "numel": lambda x: x / x.numel(),
+    "dim": lambda x: 2.0 * x if x.dim() == 2 else x,
+    "ndim": lambda x: 2.0 * x if x.ndim == 2 else x,
+    "len of shape": lambda x: x * len(x.shape),
+    "len of size": lambda x: x * len(x.size()),
+    "size": lambda x: x / x.size(-1),
+    "shape": lambda x: x / x.shape[-1],
+    "rest of shape": lambda x: x + torch.zeros(*x.shape),
+    "compared with numbers": lambda x: x if x.shape == (3, 6) else 2.0 * x,
+}
+
+
+@pytest.mark.parametrize("charge", SHAPE_READERS.values(), ids=SHAPE_READERS.keys())
+def test_a_shape_that_is_read_in_python_is_refused(charge: Callable[[Tensor], Any]) -> None:
+    """A traced step stands for inputs of all shapes."""
+
+    class Reading(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return self.v + charge(x)
+
+    with pytest.raises(ValueError, match=r"reads the shape of its input.*\[C, 1, 1\], at test_fuse.py:\d+ in <lambda>"):
+        fuse(Reading())
+
+
+def test_a_shape_may_be_passed_on_and_compared_with_a_states() -> None:
+    class Passing(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            if self.v.shape != x.shape:
+                raise LookupError
+            return 0.5 * self.v + x * torch.full(x.shape, 2.0) + torch.ones(x.size())
+
+    assert check_fused(Passing())["spikes (m)"] == 0
+
+
+@pytest.mark.parametrize("reduced", [lambda x: x.mean(-1, keepdim=True), lambda x: x.sum(0), lambda x: x.softmax(-1)])
+def test_a_reduction_is_refused_by_its_line(reduced: Callable[[Tensor], Tensor]) -> None:
+    class Inhibited(Cell):
+        def charge(self, x: Tensor) -> Tensor:
+            return self.v + x - reduced(x)
+
+    with pytest.raises(ValueError, match=r"aten::\w+ of torch.float32 is no elementwise operation.* at test_fuse.py:"):
+        fuse(Inhibited())
+
+
+def test_a_mask_and_an_index_as_buffers() -> None:
+    class Masked(Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False, True, True, False, False]))
+            self.register_buffer("kind", torch.arange(6))
+            self.register_buffer("on", torch.tensor(True))
+
+        def charge(self, x: Tensor) -> Tensor:
+            chosen = torch.where(self.mask & self.on, 0.5 * self.v + x, -x)
+            return torch.where(self.kind == 3, 3.0 * x, chosen)
+
+    assert check_fused(Masked())["spikes (m)"] == 0
+
+
 def test_a_network_without_neurons_is_refused() -> None:
     with pytest.raises(ValueError, match="expected neurons to fuse, got none"):
         fuse(nn.Sequential(nn.Linear(2, 2)))
@@ -555,13 +647,37 @@ def test_a_neuron_in_the_middle_of_a_sequence_goes_on() -> None:
 
 def test_a_fused_network_trains_under_ddp(tmp_path: Any) -> None:
     net = net_of(neuron.ParametricLIFNode())
+    plain, x = copy.deepcopy(net), current()
     fuse(net)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        torch.nn.parallel.DistributedDataParallel(net)(current()).sum().backward()
+        torch.nn.parallel.DistributedDataParallel(net)(x).sum().backward()
     finally:
         torch.distributed.destroy_process_group()
-    assert net[1].w.grad is not None
+    plain(x).sum().backward()
+    assert bool(plain[1].w.grad)
+    for found, expected in zip(net.parameters(), plain.parameters(), strict=True):
+        assert_close(found.grad, expected.grad)
+
+
+def test_activation_checkpointing_recomputes_from_the_same_states() -> None:
+    net = net_of(lif(), neuron.ParametricLIFNode())
+    fuse(net)
+    first, second = current(), current()
+    gradients = []
+    for checkpointed in (False, True):
+        functional.reset_net(net)
+        net.zero_grad()
+        with torch.no_grad():
+            net(first)
+        x = second.clone().requires_grad_()
+        contexts = state_contexts(net)
+        spikes = checkpoint(net, x, use_reentrant=False, context_fn=contexts) if checkpointed else net(x)
+        spikes.sum().backward()
+        gradients.append([x.grad, net[3].w.grad.clone(), net[3].v])
+    assert bool(gradients[0][0].any())
+    for found, expected in zip(*gradients, strict=True):
+        assert_equal(found, expected)
 
 
 def test_fused_neurons_can_be_swapped() -> None:

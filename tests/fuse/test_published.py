@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import published
 import pytest
 import torch
@@ -121,6 +123,38 @@ def test_parameters_meet_their_channels_in_every_layout(make: type[nn.Module], l
     elif layout == "sliced":
         x = torch.randn(STEPS, 2, 8, 3, 3, dtype=torch.float64)[:, :, ::2]
     assert_close(node(x), eager(plain, x))
+
+
+SHAPES = [
+    ((), (2, 4)),
+    ((1, 1, 1), (2, 4, 3, 3)),
+    ((4,), (2, 4)),
+    ((4, 1, 1), (2, 4, 3, 3)),
+    ((1, 4, 1, 1), (2, 4, 3, 3)),
+    ((3,), (2, 4, 3, 3)),
+    ((4, 3, 3), (2, 4, 3, 3)),
+    ((4, 1, 3), (2, 4, 3, 3)),
+    ((2, 1, 1, 1), (2, 4, 3, 3)),
+    ((2, 4, 3), (2, 4, 3)),
+]
+"""Of a parameter, and of a step that it broadcasts against."""
+
+
+@pytest.mark.parametrize(("shape", "step"), SHAPES)
+def test_parameters_of_every_shape(shape: tuple[int, ...], step: tuple[int, ...]) -> None:
+    class Shaped(published.Node):
+        def __init__(self) -> None:
+            super().__init__(v_reset=None)
+            count = math.prod(shape)
+            self.leak = nn.Parameter(torch.linspace(0.3, 0.9, count).view(shape))
+            self.register_buffer("drive", torch.linspace(-0.2, 0.4, count).view(shape))
+
+        def neuronal_charge(self, x: Tensor) -> None:
+            self.v = self.v * self.leak + x + self.drive
+
+    differences = check_fused(Shaped(), step)
+    assert differences["spikes (m)"] == differences["spikes (s)"] == 0
+    assert "gradient of leak (m)" in differences
 
 
 def test_a_parameter_that_does_not_fit_the_input_is_named() -> None:
