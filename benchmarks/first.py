@@ -27,6 +27,9 @@ KEYS = ("neuron", "pass", "dtype", "T", "layout")
 BELOW = 0.1
 """By how much of a copy's bandwidth a kernel may miss its prediction: so far off the model may be."""
 
+ASKING = 120
+"""Seconds that torch may take to look for a GPU: a driver that hangs must not use up the ten minutes."""
+
 HELD, FAILED, SKIPPED = "held", "did not hold", "skipped"
 
 Row = dict[str, Any]
@@ -102,8 +105,11 @@ def no_gpu() -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     code = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    available = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-    return None if available else "no NVIDIA GPU that torch can use"
+    try:
+        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=ASKING)
+    except subprocess.TimeoutExpired:
+        return f"torch did not say within {ASKING} s whether there is an NVIDIA GPU"
+    return "no NVIDIA GPU that torch can use" if asked.returncode else None
 
 
 def run(part: Part, log: Path, lacks: Callable[[str], str | None]) -> Result:

@@ -1,7 +1,8 @@
 """Print a traced step as C: two functions, ``step`` and ``step_backward``, in the neuron's own names.
 
-The same text is compiled for the GPU and for the host. Every operation is printed as torch computes it, in the same
-order and precision, so that (with no contraction to fused multiply-adds) the results are torch's own.
+The same text is compiled for the GPU and for the host. Every operation of the step is printed as torch computes it, in
+the same order and precision, so that (with no contraction to fused multiply-adds) the results are torch's own. In the
+gradient alone, a product that is added to something is printed as ``fma_``, which the GPU rounds once.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
         f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * ({a} + {alpha} * {scale}))" if is_result == "true"
         else f"({a} > real(0) ? {g} * {scale} : {g} * {inner} * {alpha} * {scale} * exp_({a} * {inner}))"
     ),
-    "sigmoid_backward": lambda g, y: f"({g} * (real(1) - {y}) * {y})",
-    "tanh_backward": lambda g, y: f"({g} * (real(1) - {y} * {y}))",
+    "sigmoid_backward": lambda g, y: f"sigmoid_backward_({g}, {y})",
+    "tanh_backward": lambda g, y: f"({g} * fma_(-{y}, {y}, real(1)))",
     "hardtanh": lambda a, low="real(-1)", high="real(1)": f"clamp_({a}, {low}, {high})",
     "hardtanh_backward": lambda g, a, low, high: f"({a} <= {low} || {a} >= {high} ? real(0) : {g})",
     "clamp": lambda a, low=None, high=None: (
@@ -109,8 +110,8 @@ COSTLY = _words("""
 """)
 """Operations that take longer than writing their result to a cache and reading it again."""
 
-_RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow", "reciprocal")) | _words("""
-    x p state output kept grad_p grad_state grad_output grad_x real io step int64 uint8 bits32
+_RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow", "reciprocal", "fma", "sigmoid_backward")) | _words("""
+    x p state output kept sum_p grad_state grad_output grad_x real io step int64 uint8 bits32
     NAN INFINITY INLINE DEVICE LAMBDA
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast
     consteval constexpr constinit continue decltype default delete do double dynamic_cast else enum explicit export
@@ -165,18 +166,44 @@ def worth_keeping(graph: Graph, step: Collection[str]) -> list[int]:
     return found[::-1]
 
 
-def function_body(graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
+def exact_operations(graph: Graph, step: Collection[str]) -> set[int]:
+    """The operations, by index, that must give torch's own bits: all that the outputs named ``step`` need, and what a
+    comparison needs, since its result may change by the last bit.
+    """
+    exact = graph.giving(step).live()
+    for index in range(len(graph.operations) - 1, -1, -1):
+        operation = graph.operations[index]
+        if index in exact or not operation.dtype.is_floating_point:
+            exact.update(operation.reads())
+    return exact
+
+
+def function_body(
+    graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str], exact: Collection[int] | None = None
+) -> str:
     """Statements that compute the graph: ``inputs`` maps names to C expressions, ``outputs`` to C assignments.
 
+    :param exact: operations that are printed as they are; a sum that is none of them becomes ``fma_`` where it adds a
+        product that nobody else needs. By default all are exact.
     :raises StepTraceError: for an operation without a C form, naming it and its line
     """
-    return _Printer(graph, inputs, outputs).text()
+    return _Printer(graph, inputs, outputs, exact).text()
 
 
 class _Printer:
-    def __init__(self, graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str], exact: Collection[int] | None
+    ) -> None:
         self.graph, self.inputs, self.outputs, self.dtype = graph, inputs, outputs, graph.dtype
+        self.exact = range(len(graph.operations)) if exact is None else exact
         self.uses = self._count_uses()
+        self.within: set[int] = set()
+        self.terms = {
+            name: self._terms(value)
+            for name, target in outputs.items()
+            if " += " in target and (value := graph.outputs[name]) is not None
+        }
+        self.products = self._find_products()
         self.lines: list[str] = []
         self.names: Counter[str] = Counter(_RESERVED)
         self.expressions: dict[int, str] = {}
@@ -201,9 +228,77 @@ class _Printer:
             self._print(index, operation)
         for name, target in self.outputs.items():
             value = self.graph.outputs[name]
-            result = "real(0)" if value is None else self._operand(value, self.dtype)
-            self.lines.append(target.format(result))
+            summed, _, rest = target.partition(" += {};")
+            for term in self.terms.get(name, ()):
+                is_product = term.index in self.within
+                result = self._fma(term, summed) if is_product else self._operand(term, self.dtype)
+                self.lines.append(f"{summed} = {result};{rest}" if is_product else target.format(result))
+            if name not in self.terms:
+                self.lines.append(target.format("real(0)" if value is None else self._operand(value, self.dtype)))
         return "\n".join(f"    {line}" for line in self.lines)
+
+    def _find_products(self) -> dict[int, int]:
+        """By the index of a sum that is not exact, which of its terms is a product that is rounded with it."""
+        found = {}
+        for index, operation in enumerate(self.graph.operations):
+            plain = operation.name in ("add", "sub", "rsub") and operation.options.get("alpha", 1) == 1
+            if not self.uses[index] or not self._may_change(index) or not plain:
+                continue
+            place = next((place for place in (1, 0) if self._is_product(operation.args[place])), None)
+            if place is not None:
+                found[index] = place
+        return found
+
+    def _terms(self, value: Value) -> list[Value]:
+        """What is added, one after the other, to the sum of an output: a sum that nobody else needs is taken apart."""
+        if self._is_lone(value):
+            operation = self.graph.operations[value.index]
+            arguments = operation.reads()
+            if operation.name == "add" and operation.options.get("alpha", 1) == 1 and len(arguments) == 2:
+                self.within.add(value.index)
+                return [term for index in arguments for term in self._terms(Value(index))]
+        self._is_product(value)
+        return [value]
+
+    def _may_change(self, index: int) -> bool:
+        """Whether a result may be rounded otherwise than torch does."""
+        return index not in self.exact and index not in self.within and self.graph.operations[index].dtype == self.dtype
+
+    def _is_lone(self, term: Any) -> bool:
+        """Whether a term is such a result, and only needed once."""
+        if not isinstance(term, Value) or term.index < 0:
+            return False
+        return self.uses[term.index] == 1 and self._may_change(term.index)
+
+    def _is_product(self, term: Any) -> bool:
+        """Whether a term is a product, or one negated, that nobody else needs; it then gets no line of its own."""
+        if not self._is_lone(term):
+            return False
+        operation = self.graph.operations[term.index]
+        is_product = operation.name == "mul" and not any(map(self._is_one, operation.args))
+        if is_product or (operation.name == "neg" and self._is_product(operation.args[0])):
+            self.within.add(term.index)
+            return True
+        return False
+
+    def _is_one(self, arg: Any) -> bool:
+        operation = self.graph.operations[arg.index] if isinstance(arg, Value) and arg.index >= 0 else None
+        return arg == 1 if operation is None else CONSTANTS.get(operation.name) == 1
+
+    def _fma(self, product: Value, other: str, negative: bool = False) -> str:
+        """The product, or its negative, and something else, rounded once."""
+        operation = self.graph.operations[product.index]
+        if operation.name == "neg":
+            return self._fma(operation.args[0], other, not negative)
+        first, second = (self._operand(arg, self.dtype) for arg in operation.args)
+        return f"fma_({'-' * negative}{first}, {second}, {other})"
+
+    def _sum(self, index: int, operation: Operation) -> str:
+        """A sum with a product in it."""
+        place = self.products[index]
+        minus = {"add": None, "sub": 1, "rsub": 0}[operation.name]
+        other = self._operand(operation.args[1 - place], self.dtype)
+        return self._fma(operation.args[place], f"-{other}" if minus == 1 - place else other, minus == place)
 
     def _count_uses(self) -> Counter[int]:
         """How often each operation's result is read by what an output needs."""
@@ -214,7 +309,10 @@ class _Printer:
         return uses
 
     def _print(self, index: int, operation: Operation) -> None:
-        expression = self._expression(operation)
+        expression = self._sum(index, operation) if index in self.products else self._expression(operation)
+        if index in self.within:
+            self.expressions[index] = expression
+            return
         is_output = any(v == Value(index) for v in self.graph.outputs.values())
         trivial = re.fullmatch(r"\w+|[\d.e+-]+f?", expression)
         if trivial or (self.uses[index] == 1 and not is_output and self._stays_in_line(index, operation)):

@@ -141,17 +141,19 @@ INLINE void step(const real x, real (&state)[STATES], const real *p, real &outpu
 }}
 """
 _STEP_BACKWARD = """\
-// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it. sum_p: adds to the
+// sums of the parameters' gradients.
 INLINE void step_backward(const real x, const real (&state)[STATES], const real *p,
-                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          const real grad_output, real (&grad_state)[STATES], real *sum_p,
                           real &grad_x) {{
 {}
 }}
 """
 _STEP_BACKWARD_OF_KEPT = """\
-// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it.
+// The step's vector-Jacobian product. grad_state: in, of the states after the step; out, before it. sum_p: adds to the
+// sums of the parameters' gradients.
 INLINE void step_backward(const real x, const real (&state)[STATES], const real *p, const real *kept,
-                          const real grad_output, real (&grad_state)[STATES], real *grad_p,
+                          const real grad_output, real (&grad_state)[STATES], real *sum_p,
                           real &grad_x) {{
 {}
 }}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .emit import c_identifier, function_body, worth_keeping
+from .emit import c_identifier, exact_operations, function_body, worth_keeping
 from .trace import Graph, PlainTorch, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
 SEGMENT = 16
@@ -198,10 +198,11 @@ def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Pa
     outputs = {
         "grad_x": "grad_x = {};",
         **{f"grad_{name}": f"grad_state[{i}] = {{}};" for i, name in enumerate(states)},
-        **{f"grad_{p.name}": f"grad_p[{i}] = {{}};" for i, p in enumerate(parameters) if p.learned},
+        **{f"grad_{p.name}": f"sum_p[{i}] += {{}};  // grad_{p.name}" for i, p in enumerate(parameters) if p.learned},
     }
     gradient, step = graph.giving(outputs), ("output", *states)
-    texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs)}
+    exact = exact_operations(graph, step)
+    texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs, exact)}
     results = {i: f"kept_{graph.operations[i].name}_{n}" for n, i in enumerate(worth_keeping(graph, step), 1)}
     if results:
         wanted = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
@@ -210,7 +211,7 @@ def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Pa
         texts |= {
             "kept": len(results),
             "forward_keeping": _forward_text(replace(graph, outputs=wanted), states, parameters, results.values()),
-            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs),
+            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs, exact),
         }
     return texts
 

@@ -24,8 +24,10 @@ functions are the device's by default, NVRTC takes a lambda for host code."""
 BLOCK = 128
 """Threads of a block."""
 
-GRADIENT_BLOCKS = 24
-"""Blocks for each multiprocessor of a kernel that sums gradients: each leaves partial sums behind."""
+GRADIENT_BLOCKS = {False: 24, True: 6}
+"""Blocks for each multiprocessor of a kernel that sums gradients, in the schedule without and with ``columns``: each
+leaves partial sums behind, with ``columns`` those of many channels.
+"""
 
 REGISTERS = {False: 150, True: 110}
 """Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``;
@@ -121,7 +123,7 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     sums are written.
     """
     outer, channels, inner = geometry
-    enough = processors * (GRADIENT_BLOCKS if kernel.grads else 64)
+    enough = processors * (GRADIENT_BLOCKS[kernel.columns] if kernel.grads else 64)
     if kernel.columns:
         wide = block_width(channels, vector)
         tall, across = BLOCK // wide, math.ceil(channels / (wide * vector))

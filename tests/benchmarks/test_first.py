@@ -71,6 +71,14 @@ def test_what_is_missing_is_said_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_driver_that_hangs_does_not_use_up_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: Any, *, timeout: int, **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert first.no_gpu() == f"torch did not say within {first.ASKING} s whether there is an NVIDIA GPU"
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     command = ["bash", str(BENCHMARKS / "gpu.sh"), "--first", str(tmp_path / "out")]

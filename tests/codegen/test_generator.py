@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -260,6 +261,35 @@ def test_the_source_reads_as_the_neuron() -> None:
     ):
         assert line in step
     assert "grad_weight" in source[source.index("INLINE void step_backward(") :]
+
+
+class Triangle(torch.autograd.Function):
+    """A surrogate whose gradient compares a sum with a product in it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        near = x.abs() * 3.0 + 0.25 < 1.0
+        return torch.where(near, grad * 2.0 + 0.5, grad)
+
+
+def test_a_product_is_fused_with_its_sum_in_the_gradient_alone() -> None:
+    """And not where the step or a comparison needs it, as a last bit may decide there."""
+    source = source_of(Leaky(surrogate_function=lambda x: Triangle.apply(x)))
+    start, end = source.index("INLINE void step_backward("), source.index("INLINE real prepared(")
+    step, gradient = source[source.index("INLINE void step(") : start], source[start:end]
+    assert "fma_" not in step
+    assert "const real current = (weight * x) + bias;" in step
+    assert "const real current = (weight * x) + bias;" in gradient
+    assert "* 3.0f) + 0.25f) < 1.0f" in gradient
+    assert re.search(r"fma_\(\w+, 2\.0f, 0\.5f\)", gradient)
+    assert re.search(r"sum_p\[\d\] = fma_\(\w+, x, sum_p\[\d\]\);  // grad_weight", gradient)
+    assert re.search(r"sum_p\[\d\] \+= \w+;  // grad_bias", gradient)
 
 
 EQUAL = {

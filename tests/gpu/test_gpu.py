@@ -48,7 +48,8 @@ def both(node: FusedNode, x: Tensor, grad: Tensor) -> tuple[dict[str, Tensor], d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", list(neurons(1, 5)))
 def test_equals_torch(name: str, dtype: torch.dtype, steps: int) -> None:
-    """Spikes and states equal eager torch on the GPU; every gradient is within the dtype's tolerance.
+    """Spikes and states equal eager torch on the GPU; every gradient is within the dtype's tolerance. In 16 bits a
+    gradient may be rounded to the next number, as its fused multiply-adds differ from torch's in the last bit.
 
     CLIF's and GLIF's potentials may differ in the last bit (sigmoid, the order of sums), so a spike at the threshold
     may too: at most one in ten thousand.
@@ -61,7 +62,7 @@ def test_equals_torch(name: str, dtype: torch.dtype, steps: int) -> None:
     assert (actual["spikes"] != expected["spikes"]).float().mean() <= 1e-4
     if torch.equal(actual["spikes"], expected["spikes"]):
         for key, value in expected.items():
-            assert_close(actual[key], value, key)
+            assert_close(actual[key], value, key, roundings=2)
 
 
 @pytest.mark.parametrize("case", EXECUTED, ids=lambda c: f"{c[0].__name__}-T{c[1]}-{'x'.join(map(str, c[2]))}-{c[3]}")
@@ -81,7 +82,7 @@ def test_equals_the_host(case: tuple[Any, ...]) -> None:
         assert_equal(actual["spikes"].cpu(), expected["spikes"])
     if torch.equal(actual["spikes"].cpu(), expected["spikes"]):
         for key, value in expected.items():
-            assert_close(actual[key].cpu(), value, key)
+            assert_close(actual[key].cpu(), value, key, roundings=2)
 
 
 def test_the_same_bits_over_100_runs() -> None:

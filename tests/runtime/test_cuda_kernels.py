@@ -1,7 +1,32 @@
-"""What the CUDA kernels' code must be: each fault that was mended is found again where its mending is taken out."""
+"""What the CUDA kernels' code must be: each fault that was mended is found again where its mending is taken out.
+
+A fault that the kernels had, and the test that finds it again without its mending (here, or in the file that is named):
+
+- an option twice, which NVRTC before 12.9 refuses: test_an_option_is_given_once (test_nvrtc)
+- subnormal numbers flushed: test_no_instruction_flushes_subnormal_numbers (test_nvrtc)
+- headers asked for: test_no_header_is_needed (test_nvrtc)
+- fake kernels with the host's checkpoints: test_a_caller_that_counts_checkpoints_otherwise_is_refused (test_fake)
+- no INFINITY and NAN: test_numbers_that_are_none_are_defined
+- a thread without a context: test_a_context_is_made_where_there_is_none... (test_cuda_launch)
+- modules unloaded under their functions: test_functions_keep_their_modules (test_cuda_launch)
+- a kernel loaded in a capture: test_nothing_is_loaded_while_a_graph_is_captured (test_cuda_launch)
+- a serial second pass, and too many blocks that leave sums: test_few_partial_sums_and_a_block_for_each_sum
+- stores narrowed: test_a_step_is_stored_at_once
+- loads delayed: test_all_loads_are_asked_for_at_once
+- two barriers a sum: test_one_barrier_for_all_sums
+- idle threads with channels innermost: test_channels_innermost_leave_few_threads_idle
+- a width that falls to 1 at once: test_the_width_is_halved_until_it_fits
+- final states that nobody reads: test_keep_state (tests/neuron)
+- a forward kernel in the module of a backward one: test_compiles_for_every_architecture (test_nvrtc)
+- registers spilled: test_a_wider_thread_would_spill
+- divisions that branch: test_no_division_branches_where_its_range_is_known
+- products and sums of the gradient apart: test_a_gradients_product_is_rounded_with_its_sum
+- a bfloat16 rounded by hand: test_a_16_bit_number_is_rounded_by_one_instruction
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 import struct
 import subprocess
@@ -10,15 +35,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cuda_emulation
 import pytest
 import torch
-from cuda_cases import Make, clif, glif, klif, program_of
+from cuda_cases import Make, clif, glif, klif, program_of, ran
 from cuda_emulation import emulate
+from tolerance import assert_close, assert_equal
 from torch import Tensor
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode
 from klif_sj.codegen import kernel as templates
 from klif_sj.codegen.kernel import Kernel, template
+from klif_sj.codegen.program import Program
 from klif_sj.runtime import cpu, cuda, nvrtc
 from klif_sj.runtime.cache import CompilerError
 from klif_sj.runtime.layout import Geometry
@@ -59,7 +87,7 @@ def kernel_of(make: Make, steps: int, dtype: torch.dtype, backward: bool, column
 def ptx(kernel: Kernel) -> str:
     options = ("--gpu-architecture=compute_80", *cuda.OPTIONS)
     text = nvrtc.compiled(cuda.source(kernel, cuda.vector_width(kernel)), options).decode()
-    return text.partition(".entry finish")[0]
+    return text[text.index(f".entry {'backward' if kernel.backward else 'forward'}") :].partition(".entry finish")[0]
 
 
 def widths(text: str, operation: str) -> set[str]:
@@ -102,7 +130,7 @@ def test_no_division_branches_where_its_range_is_known(node: Any, backward: bool
     kernel = Kernel(program_of(node()), 4, torch.float16, False, False, backward)
     exact = r"\b(?:div|rcp)\.rn\.f32"
     assert re.findall(exact, ptx(kernel)) == []
-    undo("prelude.h", "    return fmaf(r, -fmaf(within, r, -1.0f), r);", "    return 1.0f / a;")
+    undo("prelude.h", "    return fmaf(r, -fmaf(a, r, -1.0f), r);", "    return 1.0f / a;")
     assert len(re.findall(exact, ptx(kernel))) >= 32
 
 
@@ -115,6 +143,72 @@ def test_a_16_bit_number_is_rounded_by_one_instruction(undo: Undo) -> None:
         '#if 0\n    asm("cvt.rn.bf16',
     )
     assert "cvt.rn.bf16.f32" not in ptx(kernel)
+
+
+FMA = "fma_(float a, float b, float c) { return fmaf(a, b, c); }"
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["contiguous", "columns"])
+def test_a_gradients_product_is_rounded_with_its_sum(columns: bool, undo: Undo) -> None:
+    """A fifth of the instructions of GLIF's gradient. The step itself has none: its spikes are torch's."""
+    assert "fma.rn.f32" not in ptx(kernel_of(glif, 4, torch.float16, False, columns))
+    kernel = kernel_of(glif, 4, torch.float16, True, columns)
+    steps = 4 * cuda.vector_width(kernel)
+    arithmetic = r"\b(?:add|sub|mul|fma)\.(?:rn\.)?f32\b"
+    fused = ptx(kernel)
+    assert fused.count("fma.rn.f32") >= 10 * steps
+    undo("prelude.h", FMA, "fma_(float a, float b, float c) { return a * b + c; }")
+    apart = ptx(kernel)
+    assert "fma.rn.f32" not in apart
+    assert len(re.findall(arithmetic, apart)) >= len(re.findall(arithmetic, fused)) + 9 * steps
+
+
+@pytest.mark.parametrize(
+    "node", [KLIFNode(), CLIFNode(), GLIFNode(T=4, inplane=3)], ids=lambda node: type(node).__name__
+)
+def test_a_gradient_that_is_rounded_less_is_torchs_within_the_tolerance(
+    node: Any, undo: Undo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulation with fused multiply-adds, as on a GPU: spikes and states stay as they were bit for bit."""
+    node.step_mode = "m"
+    x, grad = torch.randn(4, 7, 3, 16) * 2, torch.randn(4, 7, 3, 16)
+    node.backend = "torch"
+    expected = ran(node, x, grad)
+    node.backend = "cpp"
+    host = ran(node, x, grad)
+    emulate(monkeypatch)
+    cuda_emulation._compiled.cache_clear()
+    once = "INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }"
+    undo("prelude.h", "template <class R> INLINE R fma_(R a, R b, R c) { return a * b + c; }", once)
+    actual = ran(node, x, grad)
+    cuda_emulation._compiled.cache_clear()
+    for name, value in expected.items():
+        assert_close(actual[name], value, name)
+        if not name.startswith("grad"):
+            assert_equal(actual[name], host[name], name)
+    assert not torch.equal(actual["grad_x"], host["grad_x"])
+
+
+def test_numbers_that_are_none_are_defined(undo: Undo) -> None:
+    """In a step that clamps to infinity, say."""
+    program = Program("Leak", ("v",), (), "float32", "    output = state[0] = x < INFINITY ? x : real(NAN);")
+    kernel = Kernel(program, 4, torch.float32, False, False, False)
+    ptx(kernel)
+    undo("prelude.h", "#define INFINITY __uint_as_float(0x7f800000u)", "")
+    with pytest.raises(CompilerError, match='identifier "INFINITY" is undefined'):
+        ptx(kernel)
+
+
+def test_a_wider_thread_would_spill() -> None:
+    """Widths end where the registers do: the assembler's report for the next one."""
+    program = program_of(glif(16, 5), torch.float64)
+    kernel = Kernel(program, 16, torch.float64, False, False, True)
+    spilled = []
+    for width in (cuda.vector_width(kernel), 2 * cuda.vector_width(kernel)):
+        _, log = machine_code.compile_cubin(cuda.source(kernel, width), 90, cuda.OPTIONS)
+        said = log[log.index("entry function 'backward'") :]
+        spilled.append(int(machine_code.matched(r"(\d+) bytes spill stores", said)[1]))
+    assert spilled[0] == 0 < spilled[1]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -141,6 +235,21 @@ def test_the_width_is_halved_until_it_fits(inner: int, expected: int, monkeypatc
     with torch.no_grad():
         node(torch.randn(2, 2, 3, inner).half())
     assert [launch[:2] for launch in emulation.launches] == [("prepare", expected), ("forward", expected)]
+    if expected < 8:  # as it was: one at a time
+        source = inspect.getsource(cuda.fitting_vector)
+        assert source.count("vector //= 2") == 2
+        exec(source.replace("vector //= 2", "vector = 1"), names := {**vars(cuda)})
+        monkeypatch.setattr(cuda, "fitting_vector", names["fitting_vector"])
+        emulation.launches.clear()
+        with torch.no_grad():
+            node.reset()
+            node(torch.randn(2, 2, 3, inner).half())
+        assert {launch[1] for launch in emulation.launches} == {1}
+
+
+def busy(channels: int, vector: int, wide: int) -> float:
+    """The share of threads with channels of their own, where so many lie side by side."""
+    return channels / (-(-channels // (wide * vector)) * wide * vector)
 
 
 @pytest.mark.parametrize("channels", [3, 16, 40, 64, 96, 512])
@@ -149,17 +258,22 @@ def test_channels_innermost_leave_few_threads_idle(channels: int) -> None:
     for vector in (1, 2, 4):
         if channels % vector == 0:
             wide = cuda.block_width(channels, vector)
-            across = -(-channels // (wide * vector))
-            assert channels / (across * wide * vector) > 0.5
+            assert busy(channels, vector, wide) > 0.5
             assert cuda.BLOCK % wide == 0
+    assert busy(64, 8, 32) == 0.25  # as it was: a warp side by side
+    # As it was, 256 threads a block: only one fits with the registers that these kernels take.
+    assert [sass.scoreboard.resident_blocks(168, threads, 0) * threads for threads in (256, cuda.BLOCK)] == [256, 384]
 
 
 def test_few_partial_sums_and_a_block_for_each_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the second pass is a few loads for each thread, also with channels innermost."""
     kernel = kernel_of(glif, 4, torch.float16, True, columns=True)
-    _, rows, shares = cuda.grid(kernel, Geometry(1 << 18, 64, 1), cuda.vector_width(kernel), 132)
-    assert shares <= 132 * cuda.GRADIENT_BLOCKS
+    layer = kernel, Geometry(1 << 18, 64, 1), cuda.vector_width(kernel), 132
+    _, rows, shares = cuda.grid(*layer)
     assert rows * shares >= 1 << 18
+    assert shares / cuda.BLOCK <= 8  # loads of a thread, one after the other
+    monkeypatch.setitem(cuda.GRADIENT_BLOCKS, True, 1 << 20)  # as it was: a turn a block
+    assert cuda.grid.__wrapped__(*layer)[2] / cuda.BLOCK > 100
     emulation = emulate(monkeypatch)
     node, x = GLIFNode(T=2, inplane=6, backend="cpp"), torch.randn(2, 9, 6, 3, 3)
     x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (2, 9))

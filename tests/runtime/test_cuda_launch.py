@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cuda_driver import FakeDriver
 from torch import Tensor
 
 from klif_sj import CLIFNode, KLIFNode
-from klif_sj.runtime import nvrtc
+from klif_sj.runtime import cuda, nvrtc
 
 pytestmark = pytest.mark.once
 
@@ -58,6 +60,12 @@ def test_a_context_is_made_where_there_is_none_before_anything_is_loaded(driver:
     assert driver.log.count("load") == 1
 
 
+def test_without_a_context_nothing_can_be_launched(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_make_context", lambda: None)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_CONTEXT"):
+        KLIFNode(step_mode="m", backend="cpp")(torch.randn(4, 3, 50))
+
+
 def test_functions_keep_their_modules(driver: FakeDriver) -> None:
     """CuPy unloads a module that nobody holds, as after ``cupy.clear_memo()``, and its functions with it."""
     node, x = KLIFNode(step_mode="m", backend="cpp"), torch.randn(4, 3, 50, requires_grad=True)
@@ -65,6 +73,20 @@ def test_functions_keep_their_modules(driver: FakeDriver) -> None:
     pytest.importorskip("cupy").clear_memo()
     gc.collect()
     assert [module() is None for module in driver.modules] == [False, False]
+
+
+def test_a_pointer_alone_would_not_keep_its_module(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = cuda._module.__wrapped__
+
+    def pointer(*arguments: Any) -> SimpleNamespace:
+        kernel, vector, name, device = arguments
+        return SimpleNamespace(ptr=load(kernel, vector, device).get_function(name).ptr)
+
+    monkeypatch.setattr(cuda, "_function", pointer)
+    with torch.no_grad():
+        KLIFNode(step_mode="m", backend="cpp")(torch.randn(4, 3, 50))
+    gc.collect()
+    assert [module() is None for module in driver.modules] == [True]
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
@@ -76,7 +98,12 @@ def test_nothing_is_loaded_while_a_graph_is_captured(driver: FakeDriver, name: s
     with pytest.raises(RuntimeError, match=message):
         torch.autograd.grad(spikes.sum(), x) if name == "backward" else node(x)
     assert "load" not in driver.log[before:]
+    with pytest.MonkeyPatch.context() as unasked:
+        unasked.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        torch.autograd.grad(spikes.sum(), x) if name == "backward" else node(x)
+        assert "load" in driver.log[before:]  # as it was, in the capture
     driver.capturing = False
+    node.reset()
     train(node, x)
     driver.capturing, before = True, len(driver.log)
     train(node, x)

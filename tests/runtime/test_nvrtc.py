@@ -106,6 +106,26 @@ def test_no_machine_code_flushes_subnormal_numbers(tmp_path: Path) -> None:
     assert found[0] == 0 < found[1]
 
 
+def test_no_header_is_needed() -> None:
+    """NVRTC finds none here, nor is one looked for."""
+    kernel, options = kernel_of(klif, torch.float32, True), ("--gpu-architecture=compute_80", *cuda.OPTIONS)
+    source = cuda.source(kernel, 1)
+    nvrtc.compiled(source, options)
+    with pytest.raises(CompilerError, match=r'open source file "cuda_fp16\.h"'):
+        nvrtc.compiled(f"#include <cuda_fp16.h>\n{source}", options)
+
+
+def test_an_option_is_given_once() -> None:
+    """CuPy's own compiler would repeat it."""
+    assert len(set(cuda.OPTIONS)) == len(cuda.OPTIONS)
+    kernel = kernel_of(klif, torch.float32, False)
+    if nvrtc.binding().getVersion() >= (12, 9):
+        compiled(kernel, "sm_80", "-default-device")
+    else:
+        with pytest.raises(CompilerError, match="defined more than once"):
+            compiled(kernel, "sm_80", "-default-device")
+
+
 # What is compiled for, and what is kept
 
 

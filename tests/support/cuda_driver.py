@@ -71,6 +71,8 @@ class FakeDriver:
         blocks, *grid, threads, height, depth, shared, stream, arguments, extra = rest
         assert (*grid, height, depth, shared, stream, extra) == (1, 1, 1, 1, 0, 77, 0)
         assert blocks > 0 < threads
+        if not self.context:
+            raise RuntimeError("CUDA_ERROR_INVALID_CONTEXT: invalid device context")
         address = ctypes.c_uint64.from_address(arguments).value
         self.first_arguments.append(int.from_bytes(ctypes.string_at(address, 8), "little"))
         self.log.append(f"launch {self.names[function]}")

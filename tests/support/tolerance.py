@@ -8,8 +8,11 @@ from torch import Tensor
 from klif_sj._tolerance import RELATIVE
 
 
-def assert_close(actual: Tensor, expected: Tensor, what: str = "result") -> None:
-    """Same shape and dtype, and every element within the dtype's tolerance of the largest absolute value."""
+def assert_close(actual: Tensor, expected: Tensor, what: str = "result", roundings: int = 1) -> None:
+    """Same shape and dtype, and every element within the dtype's tolerance of the largest absolute value.
+
+    :param roundings: to the dtype: two where numbers that differ in their last bits were rounded to it
+    """
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
     assert torch.isfinite(expected).all(), f"{what}: the expected values are not finite"
@@ -17,7 +20,7 @@ def assert_close(actual: Tensor, expected: Tensor, what: str = "result") -> None
         return
     scale = expected.abs().max().item()
     error = (actual.double() - expected.double()).abs().max().item()
-    allowed = RELATIVE[expected.dtype] * scale
+    allowed = RELATIVE[expected.dtype] * scale * roundings
     assert error <= allowed, f"{what}: largest error {error:.3g}, allowed {allowed:.3g} (largest value {scale:.3g})"
 
 

@@ -234,7 +234,7 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
                            Lanes (&totals)[AT_LEAST_ONE(TOTALS)], Lanes (&stepwise)[AT_LEAST_ONE(STEPWISE)]) {
     State state, grad_state;
     Parameters p;
-    real keep[AT_LEAST_ONE(KEPT)], grad_p[AT_LEAST_ONE(LEARNED)], grad;
+    real keep[AT_LEAST_ONE(KEPT)], sum_p[AT_LEAST_ONE(LEARNED)], grad;
     parameters_of(view, block, lane, t, shared, p);
     unroll<KEPT>([&](auto j) LAMBDA { keep[j] = kept[j][lane]; });
     unroll<STATES>([&](auto j) LAMBDA {
@@ -242,11 +242,13 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
         grad_state[j] = grad_states[j][lane];
         if (RECORD) grad_state[j] += view.grad_sequences[j][t * view.neurons + block.first + lane];
     });
-    step_backward(x[lane], state, p, keep, grad_spikes[lane], grad_state, grad_p, grad);
+    unroll<TOTALS>([&](auto q) LAMBDA { sum_p[q] = totals[q][lane]; });
+    unroll<STEPWISE>([&](auto q) LAMBDA { sum_p[TOTALS + q] = 0; });
+    step_backward(x[lane], state, p, keep, grad_spikes[lane], grad_state, sum_p, grad);
     grad_x[lane] = grad;
     unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
-    unroll<TOTALS>([&](auto q) LAMBDA { totals[q][lane] += grad_p[q]; });
-    unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = grad_p[TOTALS + q]; });
+    unroll<TOTALS>([&](auto q) LAMBDA { totals[q][lane] = sum_p[q]; });
+    unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = sum_p[TOTALS + q]; });
 }
 
 // Adds a block's sums of gradient g to its run's partial ones: by channel with COLUMNS, else folded to FOLD lanes.

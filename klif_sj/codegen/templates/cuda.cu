@@ -102,27 +102,29 @@ struct Place { int64 neuron; bool inside; };
 struct Lie {
     int shift;            // log2 of the threads that lie side by side
     bits32 share, beside; // of the blocks that share a channel, and of those that lie beside each other
+    int64 first;          // with COLUMNS: a thread's first neuron, and how many rows its block has from there on
+    int rows;
 };
 
 INLINE Lie lie_of(const Call &call) {
-    int shift = 0;
     bits32 across = bits32(call.channels);
-    if (COLUMNS) {
-        const bits32 threads = (across + VECTOR - 1) / VECTOR;
-        shift = threads > 16 ? 5 : threads > 8 ? 4 : threads > 4 ? 3 : threads > 2 ? 2 : threads > 1;
-        across = (threads + (1u << shift) - 1) >> shift;
-    }
-    return {shift, blockIdx.x / across, blockIdx.x % across};
+    if (!COLUMNS) return {0, blockIdx.x / across, blockIdx.x % across, 0, 0};
+    const bits32 threads = (across + VECTOR - 1) / VECTOR;
+    const int shift = threads > 16 ? 5 : threads > 8 ? 4 : threads > 4 ? 3 : threads > 2 ? 2 : threads > 1;
+    across = (threads + (1u << shift) - 1) >> shift;
+    const bits32 share = blockIdx.x / across, beside = blockIdx.x % across;
+    const int64 column = int64((beside << shift) + (threadIdx.x & (1 << shift) - 1)) * VECTOR, o = share * call.rows;
+    const int64 left = column < call.channels ? call.outer - o : 0;
+    const int row = threadIdx.x >> shift, rows = int(left < call.rows ? left : call.rows);
+    return {shift, share, beside, (o + row) * call.channels + column, rows - row};
 }
 
 // With COLUMNS a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one channel,
 // whose neurons are counted through all outer positions.
 INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
     if (COLUMNS) {
-        const int row = (turn << BLOCK_SHIFT - lie.shift) + (threadIdx.x >> lie.shift);
-        const int64 column = int64((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
-        const int64 o = int64(lie.share) * int(call.rows) + row;
-        return {o * call.channels + column, row < int(call.rows) && o < call.outer && column < call.channels};
+        const int row = turn << BLOCK_SHIFT - lie.shift;
+        return {lie.first + int64(row) * bits32(call.channels), row < lie.rows};
     }
     const int64 channel = lie.beside, size = call.outer * call.inner;
     const int64 n = ((int64(lie.share) * int(call.rows) + turn) * BLOCK + threadIdx.x) * VECTOR;
@@ -227,6 +229,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
 }
 
 #else
+// Whether any gradient of a state is given or wanted.
+INLINE bool has_state_gradients(const Call &call) {
+    bool found = false;
+    unroll<STATES>([&](auto j) LAMBDA { found |= call.grad_final[j] || call.grad_initial[j]; });
+    return found;
+}
+
 constexpr int SUMS = COLUMNS ? VECTOR : 1;  // lanes share a sum where they share a channel
 constexpr int AT_A_TIME = 32;               // sums that shared memory has room for
 
@@ -260,19 +269,24 @@ INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value
     });
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
+// Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. For
+// short sequences with channels innermost it would take fewer, and compute of the parameters alone in every turn.
+constexpr int BLOCKS = COLUMNS && sizeof(real) == 4 && T * VECTOR < 16 ? 3 : 0;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call call) {
     const View view = view_of(call);
     const Lie lie = lie_of(call);
     const Channels channels = channels_of(call, lie);
     const Held held = hold(view, channels);
     Totals totals[SUMS] = {};
     Stepwise<SEGMENT> stepwise[SUMS] = {};
+    const bool with_states = has_state_gradients(call);
     for (int turn = 0; turn < turns(call, lie); turn++) {
         const Place place = place_of(call, lie, turn);
-        States grad_states;
-        unroll<STATES>([&](auto j) LAMBDA {
+        States grad_states = {};
+        if (with_states && place.inside) unroll<STATES>([&](auto j) LAMBDA {
             Pack<real> pack = {};
-            if (place.inside && call.grad_final[j]) pack = load_pack(call.grad_final[j] + place.neuron);
+            if (call.grad_final[j]) pack = load_pack(call.grad_final[j] + place.neuron);
             unroll<VECTOR>([&](auto lane) LAMBDA { grad_states[lane][j] = pack.lane[lane]; });
         });
         for_segments<true>([&](auto length, int t0, int segment) LAMBDA {
@@ -319,9 +333,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) backward(const Call call) {
                     });
                 });
         });
-        unroll<STATES>([&](auto j) LAMBDA {
-            if (place.inside && call.grad_initial[j])
-                store_state(grad_states, j, call.grad_initial[j] + place.neuron);
+        if (with_states && place.inside) unroll<STATES>([&](auto j) LAMBDA {
+            if (call.grad_initial[j]) store_state(grad_states, j, call.grad_initial[j] + place.neuron);
         });
     }
     constexpr int LEFT = SEGMENTS == 1 ? GRADS : TOTALS;

@@ -92,7 +92,10 @@ INLINE void store_(float value, float16 &stored) {
 
 #ifdef __CUDACC__
 FOR_BOTH(exp_, exp)
+INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
+INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 #else
+template <class R> INLINE R fma_(R a, R b, R c) { return a * b + c; }  // on the host rounded twice, as torch does
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define MULTIPLY_ADD(a, b, c) __builtin_fmaf(a, b, c)
 #else
@@ -173,10 +176,11 @@ INLINE float at_least(float a, float limit) {
 
 // 1 / a for a of at least 1, rounded to nearest: what the compiler's division does where neither a nor the result is
 // subnormal or beyond the range, and without its branch to the other cases. From 2^126 on the result stays 2^-126.
-INLINE float reciprocal_(float a) {
-    const float within = at_most(a, 0x1.fffffep125f), r = approximate_reciprocal(within);
-    return fmaf(r, -fmaf(within, r, -1.0f), r);
+INLINE float reciprocal_within(float a) {
+    const float r = approximate_reciprocal(a);
+    return fmaf(r, -fmaf(a, r, -1.0f), r);
 }
+INLINE float reciprocal_(float a) { return reciprocal_within(at_most(a, 0x1.fffffep125f)); }
 
 // Within 7 units in the last place; a sigmoid below 1e-38 stays there. e^-a is 2^(high + low), low being what rounding
 // -a / ln 2 to high left out.
@@ -184,13 +188,20 @@ INLINE float sigmoid_(float a) {
     const float within = at_most(at_least(a, -87.0f), 87.0f), high = within * -1.44269502f;
     const float low = fmaf(within, -1.92596303e-8f, fmaf(within, -1.44269502f, -high));
     const float power = approximate_exp2(high);
-    return reciprocal_(fmaf(power, low * 0.693147182f, power) + 1.0f);
+    return reciprocal_within(fmaf(power, low * 0.693147182f, power) + 1.0f);
 }
 #else
 INLINE float reciprocal_(float a) { return 1.0f / a; }
 #endif
 INLINE double reciprocal_(double a) { return 1.0 / a; }
 INLINE double sigmoid_(double a) { return 1.0 / (1.0 + exp_(-a)); }
+template <class R> INLINE R sigmoid_backward_(R grad, R y) {
+#ifdef __CUDACC__
+    return fma_(-grad, y, grad) * y;
+#else
+    return grad * (R(1) - y) * y;
+#endif
+}
 template <class R> INLINE R rsqrt_(R a) { return R(1) / sqrt_(a); }
 template <class R> INLINE R sign_(R a) { return R(a > R(0)) - R(a < R(0)); }
 template <class R> INLINE R sgn_(R a) { return sign_(a); }

@@ -51,11 +51,13 @@ INLINE void walk_back(const View &view, int64 neuron, const Source &parameters, 
             grad_state[j] += view.grad_sequences[j][(t0 + s) * view.neurons + neuron];
         });
         Parameters p;
-        real grad_p[AT_LEAST_ONE(LEARNED)];
+        real sum_p[AT_LEAST_ONE(LEARNED)];
         parameters(Constant<s>(), p);
-        step_backward(x[s], history[s], p, grad[s], grad_state, grad_p, grad[s]);
-        unroll<TOTALS>([&](auto q) LAMBDA { totals[q] += grad_p[q]; });
-        unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][s] += grad_p[TOTALS + q]; });
+        unroll<TOTALS>([&](auto q) LAMBDA { sum_p[q] = totals[q]; });
+        unroll<STEPWISE>([&](auto q) LAMBDA { sum_p[TOTALS + q] = stepwise[q][s]; });
+        step_backward(x[s], history[s], p, grad[s], grad_state, sum_p, grad[s]);
+        unroll<TOTALS>([&](auto q) LAMBDA { totals[q] = sum_p[q]; });
+        unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][s] = sum_p[TOTALS + q]; });
     });
 }
 #endif
