@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from .result import LayerInspection
 
 
+NARROW, NOTHING = 4, 10
+"""Coverage below its limit is a finding where the surrogate is to blame: this many times as many potentials are within
+one threshold of firing. It is one in any case below this part of its limit.
+
+In the last layer of a trained network hardly any potential is near the threshold: it is sure of its classes.
+"""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """From which figures on something is a finding; docs/inspect.md says more of each.
@@ -25,7 +33,7 @@ class Thresholds:
     saturated: float = 0.9
     """A layer that fires at a rate above this."""
     coverage: float = 0.05
-    """A layer of whose potentials a share below this is where the surrogate has a gradient."""
+    """A layer of whose potentials a share below this is where the surrogate has a gradient (see ``NARROW``)."""
     distance: float = 10.0
     """A layer half of whose potentials are more than this many thresholds away from the threshold."""
     fall: float = 10.0
@@ -87,12 +95,14 @@ def find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
                 layer.rate,
                 at.saturated,
                 f"Its firing rate is {layer.rate:.3f} ({at.saturated:g} is the limit).",
-                "Neurons that fire at every step tell nothing of their input, and their layer could as well be left out.",
+                "Neurons that fire at every step tell nothing of their input.",
                 "A higher threshold, smaller weights, normalisation before the layer, a soft reset (v_reset=None).",
             )
     potential = layer.potential
     if potential is not None and not layer.integrates_only:
-        if potential.covered < at.coverage:
+        if potential.covered < at.coverage and (
+            potential.near > NARROW * potential.covered or potential.covered < at.coverage / NOTHING
+        ):
             yield finding(
                 "coverage",
                 potential.covered,
@@ -133,10 +143,10 @@ def find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
                 f"Its temporal gradient falls by a factor of {layer.fall:.3g} with every time step back "
                 f"({at.fall:g} is the limit).",
                 "What happened a few time steps ago has no share in the gradient.",
-                "A larger tau; a soft reset (v_reset=None); a neuron with a second path through time, such as CLIFNode; "
+                "A larger tau; a soft reset (v_reset=None); a neuron with a second path through time (CLIFNode); "
                 "a wider surrogate function.",
             )
-    if layer.gradient is not None and not any(layer.gradient):
+    if layer.reached is False:
         yield finding(
             "no-gradient",
             0.0,

@@ -38,9 +38,9 @@ def inspect(
     """See what the spiking layers of a network do, and why they do not learn.
 
     Every batch is run once, in the mode that the network is in, each from reset states. Firing rates are of all of
-    them. The first batch is also run backward; of each layer, the first inputs of that batch are then replayed by the
-    layer's own equations in eager torch, which shows the potentials before firing and their gradients. What is kept does
-    not grow with T or with the number of batches.
+    them. The first batch is also run backward. Of each layer, the first inputs of that batch are then replayed by the
+    layer's own equations in eager torch, which shows the potentials before firing and their gradients. What is kept
+    grows neither with T nor with the number of batches.
 
     The network is left as it was: parameters, gradients, buffers, states, and the random numbers to come.
 
@@ -52,7 +52,8 @@ def inspect(
     :param forward: ``forward(net, x)``, which runs one whole pass; None calls ``net(x)``. A network in single-step mode
         whose call is one step needs it: ``lambda net, x: sum(net(x) for _ in range(T))``
     :param thresholds: from where on something is a finding
-    :param sampled_potentials: how many potentials of each layer are looked at, in whole inputs, and at least one input
+    :param sampled_potentials: how many potentials of each layer are looked at, at most: whole inputs, at least one, and
+        no more than an eighth of the batch where that has thousands of potentials
     :param counted_inputs: on how many inputs of the first batch operations are counted, which takes two eager passes of
         them; 0 counts none
     :param title: what the report calls the network
@@ -134,12 +135,13 @@ def _parts(batch: Any, device: torch.device | None) -> tuple[Any, Any]:
 @contextmanager
 def _left_as_it_was(net: nn.Module) -> Iterator[None]:
     """Afterwards states and buffers are what they were, such as the statistics of batch normalisation."""
-    states = {module: dict(module._memories) for module in net.modules() if hasattr(module, "_memories")}
+    stateful: list[Any] = [module for module in net.modules() if hasattr(module, "_memories")]
+    states = [dict(module._memories) for module in stateful]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     try:
         yield
     finally:
-        for module, memories in states.items():
+        for module, memories in zip(stateful, states, strict=True):
             functional.reset_net(module)
             module._memories.update(memories)
         with torch.no_grad():
@@ -183,9 +185,7 @@ def _loss(output: Any, target: Any, loss: Loss | None) -> Tensor | None:
     return F.mse_loss(output, target) if output.shape == target.shape else None
 
 
-def _operations(
-    net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, notes: list[str]
-) -> Operations | None:
+def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, notes: list[str]) -> Operations | None:
     """Operations of the first inputs of a batch, or of all of it where nobody can tell which dimension is the batch."""
     if _compat.operation_counters() is None:
         notes.append(f"{NO_COUNTERS}.")
@@ -229,7 +229,7 @@ def not_finite_finding(name: str, batch: int, where: str) -> Finding:
         math.nan,
         0.0,
         f"NaN or infinite values, first in batch {batch}: {where}.",
-        "A neuron whose potential is NaN does not fire, so that the loss may stay a number while the weights become NaN.",
+        "A neuron whose potential is NaN does not fire: the loss may stay a number while the weights become NaN.",
         "A smaller learning rate, gradient clipping, 32-bit precision; look for a division by zero or the logarithm of "
         "zero in the data.",
     )

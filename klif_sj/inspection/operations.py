@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.neuron import BaseNode
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _compat

@@ -86,10 +86,7 @@ def _described(tensor: Tensor, bounds: tuple[float, float] | None, learned: bool
         return LearnedParameter(*figures, learned=learned)
     low, high = map(float, bounds)
     to_low = values - low
-    if math.isinf(high):
-        # There is no way from one bound to the other: the distance is in terms of the bound itself.
-        share = to_low / max(abs(low), 1.0)
-    else:
-        share = torch.minimum(to_low, high - values) / (high - low)
+    # Without an upper bound, the distance is in terms of the lower one.
+    share = to_low / max(abs(low), 1.0) if math.isinf(high) else torch.minimum(to_low, high - values) / (high - low)
     at_bound = float((share <= AT_BOUND).double().mean())
     return LearnedParameter(*figures, (low, high), float(share.min()), at_bound, learned)

@@ -25,6 +25,9 @@ BINS = 64
 RANGE = 4.0
 """The histogram of potentials reaches this many thresholds to either side of the threshold."""
 
+MEDIAN_OF = 4096
+"""The median is of about as many potentials: it needs them sorted, which takes longer than all else."""
+
 COVERED_FROM = 0.01
 """A potential is covered where the surrogate's gradient is above this share of its peak."""
 
@@ -55,6 +58,7 @@ class Replay:
     below: int = 0
     above: int = 0
     covered: float = 0.0
+    near: float = 0.0
     distance: float = 0.0
     """The median of abs(u), in thresholds."""
     temporal: list[float] | None = None
@@ -134,7 +138,8 @@ def _potentials(function: Any, potentials: list[Tensor], scale: float) -> Replay
     found.covered = float((slopes > COVERED_FROM * peak).double().mean()) if peak > 0 else 0.0
     found.counts = [int(count) for count in torch.histc(u, BINS, -RANGE, RANGE)]
     found.below, found.above = int((u < -RANGE).sum()), int((u > RANGE).sum())
-    found.distance = float(u.abs().median())
+    found.near = float((u.abs() <= 1).double().mean())
+    found.distance = float(u[:: 1 + len(u) // MEDIAN_OF].abs().median())
     return found
 
 
@@ -164,28 +169,45 @@ def _gradients(
     with _gradients_of(potentials) as seen:
         if stepwise and last.requires_grad:
             last.sum().backward(inputs=inputs, retain_graph=True)
-            found.temporal = [_mean(seen.get(t)) for t in reversed(range(len(potentials)))]
+            firing = _firing(outputs, calls)
+            found.temporal = [_mean(seen.get(t), firing) for t in reversed(range(len(potentials)))]
         pairs = [(o, c.gradient) for o, c in zip(outputs, calls, strict=True) if c.gradient is not None]
         pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
         if pairs:
             seen.clear()
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)), inputs=inputs)
+            torch.autograd.backward([out for out, _ in pairs], [gradient for _, gradient in pairs], inputs=inputs)
             values = [seen.get(t) for t in range(len(potentials))]
             if not stepwise:
                 values = [None] * len(calls[0].x) if values[0] is None else list(values[0])
             found.gradient = [_mean(value) for value in values]
 
 
-def _mean(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.abs().double().mean())
+def _firing(outputs: list[Tensor], calls: list[Call]) -> Tensor:
+    """Which neurons fire at all, of each input; all where none does.
+
+    A neuron that never fires is a plain leak, whose gradient says nothing of those that pass through resets.
+    """
+    fires = [
+        (out if call.single_step else out.abs().amax(0)).detach() != 0 for out, call in zip(outputs, calls, strict=True)
+    ]
+    firing = torch.stack(fires).any(0)
+    return firing if firing.any() else torch.ones_like(firing)
+
+
+def _mean(gradient: Tensor | None, of: Tensor | None = None) -> float:
+    """The mean magnitude, of some elements or of all."""
+    if gradient is None:
+        return 0.0
+    magnitude = gradient.abs().double()
+    return float(magnitude.mean() if of is None else magnitude[of].mean())
 
 
 @contextmanager
 def _gradients_of(potentials: list[Tensor]) -> Iterator[dict[int, Tensor]]:
     """The gradients with respect to each potential that a backward pass then computes, by position.
 
-    Where a neuron fires by ``surrogate_function(v - threshold)``, v is used by its reset too, so it is v's gradient that
-    is the whole one; the argument's is of the spike alone.
+    Where a neuron fires by ``surrogate_function(v - threshold)``, its reset uses v as well. So v's gradient is the
+    whole one, and the argument's is of the spike alone.
     """
     seen: dict[int, Tensor] = {}
 

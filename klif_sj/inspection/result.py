@@ -26,6 +26,7 @@ class Potential:
     :param below: potentials below the histogram
     :param above: potentials above it
     :param covered: share of potentials where the surrogate's gradient is above 1 % of its peak
+    :param near: share of potentials within one threshold of the threshold
     :param distance: median of abs(u) / threshold
     :param values: how many potentials were seen
     :param inputs: of how many inputs
@@ -38,6 +39,7 @@ class Potential:
     below: int
     above: int
     covered: float
+    near: float
     distance: float
     values: int
     inputs: int
@@ -59,8 +61,9 @@ class LayerInspection:
     :param never: share of neurons that never fire
     :param always: share of neurons that fire at every step of every input
     :param potential: None where the neuron's class does not show it; ``notes`` say why
-    :param temporal: by time lag, the mean over neurons of abs(du[T] / du[T - lag])
+    :param temporal: by time lag, the mean over the neurons that fire of abs(du[T] / du[T - lag])
     :param gradient: by time step, the mean over neurons of abs(dL / du[t]), None without a loss
+    :param reached: whether the loss has any gradient with respect to its spikes, in the whole batch; None as above
     :param parameters: what it learns
     :param input_changes: whether its input ever changes over time
     :param after_spikes: whether there are spiking layers before it
@@ -82,6 +85,7 @@ class LayerInspection:
     potential: Potential | None
     temporal: list[float] | None
     gradient: list[float] | None
+    reached: bool | None
     parameters: dict[str, LearnedParameter]
     input_changes: bool
     after_spikes: bool
@@ -212,7 +216,10 @@ def _plain(value: Any) -> Any:
 
 def _from_dict(told: dict[str, Any]) -> Inspection:
     layers = {name: _layer_from_dict(each) for name, each in told["layers"].items()}
-    findings = [Finding(**{k: math.nan if v is None else v for k, v in each.items()}) for each in told["findings"]]
+    findings = []
+    for each in told["findings"]:
+        figures = {name: math.nan if each[name] is None else each[name] for name in ("figure", "threshold")}
+        findings.append(Finding(**{**each, **figures}))
     operations = told["operations"] and Operations(**told["operations"])
     return Inspection(
         **{key: told[key] for key in ("title", "network", "inputs", "batches", "notes")},

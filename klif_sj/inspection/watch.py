@@ -22,6 +22,9 @@ RATE_BINS = 20
 UNLIKE = 1e-3
 """The share of spikes from which on equations and layer are said to differ."""
 
+ENOUGH = 4096
+"""So many potentials are sampled of a layer even where they are most of the batch's."""
+
 STEPS_EXPECTED = 8
 """In single-step mode nobody knows T beforehand: the size of the sample takes it to be this."""
 
@@ -53,6 +56,7 @@ class Layer:
         self.after_spikes: bool | None = None
         self.notes: list[str] = []
         self.replayed: Replay | None = None
+        self._reached: Tensor | None = None
         self._step = 0
         self._begun: tuple[int, dict[str, Any] | None, bool] = (0, None, False)
         self._closed = False
@@ -93,8 +97,8 @@ class Layer:
         if self.calls:
             inputs = self.calls[0].x.shape[0]
         else:
-            per_input = x.numel() // batch * (STEPS_EXPECTED if single else 1)
-            inputs = max(1, min(batch, values // max(per_input, 1)))
+            per_input = max(x.numel() // batch * (STEPS_EXPECTED if single else 1), 1)
+            inputs = max(1, min(batch, values // per_input, max(batch // 8, ENOUGH // per_input)))
         part = (slice(inputs),) if single else (slice(None), slice(inputs))
         if states is not None:
             states = {
@@ -110,6 +114,8 @@ class Layer:
 
             def keep(gradient: Tensor) -> None:
                 call.gradient = gradient.detach()[part].clone()
+                reached = gradient.count_nonzero() > 0
+                self._reached = reached if self._reached is None else self._reached | reached
 
             spikes.register_hook(keep)
 
@@ -144,7 +150,7 @@ class Layer:
             self._note(f"{statistics.unlike} calls had steps of another shape: rates by neuron leave them out")
         potential = None
         if found is not None and found.values:
-            figures = (found.counts, found.below, found.above, found.covered, found.distance)
+            figures = (found.counts, found.below, found.above, found.covered, found.near, found.distance)
             potential = Potential(found.scale, -RANGE, RANGE, *figures, found.values, found.inputs)
         threshold = effective_threshold(self.node)
         return LayerInspection(
@@ -162,6 +168,7 @@ class Layer:
             potential=potential,
             temporal=None if found is None else found.temporal,
             gradient=None if found is None else found.gradient,
+            reached=None if self._reached is None else bool(self._reached),
             parameters=learned_parameters(self.node),
             input_changes=statistics.input_changes,
             after_spikes=not is_first if self.after_spikes is None else self.after_spikes,

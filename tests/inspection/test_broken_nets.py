@@ -158,6 +158,7 @@ def test_a_network_of_the_recipes_as_it_is_trained(neuron: str, tmp_path: Any) -
 
 
 def test_names_of_the_recipes_layers() -> None:
-    net = build_network("klif-mnist", neuron_factory("klif", 2), 2, in_channels=1, image_size=8, classes=10, width=1 / 32)
+    factory = neuron_factory("klif", 2)
+    net = build_network("klif-mnist", factory, 2, in_channels=1, image_size=8, classes=10, width=1 / 32)
     found = klif_sj.inspect(net, [torch.rand(4, 1, 8, 8)])
     assert list(found.layers) == ["encoder", "conv1", "fc1", "decoder"]
