@@ -21,10 +21,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "inspect",
         help="show what the spiking layers of a checkpoint do, and why it does not learn",
-        description="Run checkpoints of klif-sj train on the test set of their recipes and show of each spiking layer: "
-        "firing rates, potentials against the threshold, surrogate coverage, gradients over time, learned parameters; "
-        "and findings: what is wrong, what it means and what usually helps. Several are put side by side. The folder "
-        "--out gets inspection.html and inspection.json.",
+        description="Run checkpoints of klif-sj train on the test set of their recipes, or on the validation samples "
+        "where a recipe puts some aside, and show of each spiking layer: firing rates, potentials against the "
+        "threshold, surrogate coverage, gradients over time, learned parameters; and findings: what is wrong, what it "
+        "means and what usually helps. Several are put side by side. The folder --out gets inspection.html and "
+        "inspection.json.",
     )
     add = parser.add_argument
     add(
@@ -42,7 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="of the test set, from the first on, rounded up to whole batches (default: 1000)",
+        help="from the first on, rounded up to whole batches (default: 1000)",
     )
     add(
         "--sampled-potentials",

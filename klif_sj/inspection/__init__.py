@@ -2,8 +2,8 @@
 
 from .findings import Finding, Thresholds
 from .inspector import inspect
+from .learned import LearnedParameter
 from .operations import Operations
-from .parameters import LearnedParameter
 from .result import Comparison, Inspection, LayerInspection, Potential
 
 __all__ = [

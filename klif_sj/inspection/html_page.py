@@ -8,7 +8,7 @@ from itertools import count
 
 from .charts import MARK, SERIES, Chart, layer_charts, overview_charts
 from .findings import Finding
-from .parameters import LearnedParameter
+from .learned import LearnedParameter
 from .result import Inspection, LayerInspection
 from .tables import bounds_of, counted, layer_table, operations_text
 

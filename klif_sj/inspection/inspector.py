@@ -79,15 +79,18 @@ def inspect(
     with _left_as_it_was(net), torch.random.fork_rng(_gpus(net)):
         for number, batch in enumerate(batches, start=1):
             x, target = _parts(batch, _device(net))
+            had_loss = False
             functional.reset_net(net)
             with watch.attached(layers):
                 if number == 1:
                     watch.sampling = True
-                    notes += _backward(net, run, x, target, loss)
+                    why_not = _backward(net, run, x, target, loss)
+                    notes += why_not
+                    had_loss = not why_not
                 else:
                     with torch.no_grad():
                         run(net, x)
-            broken = watch.end_of_pass()
+            broken = watch.end_of_pass(had_loss)
             if broken is not None and not found:
                 functional.reset_net(net)
                 found.append(_not_finite(net, run, x, number, broken))
@@ -151,15 +154,14 @@ def _left_as_it_was(net: nn.Module) -> Iterator[None]:
 
 
 def _backward(net: nn.Module, run: Forward, x: Any, target: Any, loss: Loss | None) -> list[str]:
-    """One pass forward and backward, which adds to no gradient; returns what there is to say of it."""
+    """One pass forward and backward, which adds to no gradient; returns why it was not run backward, if so."""
     learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if isinstance(x, Tensor) and x.is_floating_point():
         # So that the gradient reaches layers before the first parameter as well.
         x = x.detach().requires_grad_()
         learned.append(x)
     with torch.enable_grad():
-        output = run(net, x)
-        value = _loss(output, target, loss)
+        value = _loss(run(net, x), target, loss)
         if value is None:
             return ["There was no target or loss, so there is no gradient of a loss; the temporal gradient needs none."]
         if not value.requires_grad:

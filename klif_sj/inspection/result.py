@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .findings import Finding, Thresholds
+from .learned import LearnedParameter
 from .operations import Operations
-from .parameters import LearnedParameter
 
 FORMAT = 1
 """Of ``inspection.json``."""

@@ -33,7 +33,7 @@ class LayerStatistics:
         :return: whether all values were finite, a tensor, so that nobody waits for a GPU here
         """
         if self._signed is None:
-            self._signed = bool((spikes < 0).any())
+            self._signed = bool(spikes.amin() < 0)
         fired = (spikes.abs() if self._signed else spikes).sum(1, dtype=_sum_dtype(spikes))
         by_step = fired.flatten(1).sum(1, dtype=torch.float64)
         # A current that is repeated without a copy, as that of a static image is, is looked at once.

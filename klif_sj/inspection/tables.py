@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .findings import Finding
-    from .parameters import LearnedParameter
+    from .learned import LearnedParameter
     from .result import Inspection, LayerInspection
 
 COLUMNS = ("layer", "of", "neuron", "T", "rate", "never %", "always %", "cover %", "fall", "gradient")

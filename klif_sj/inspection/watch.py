@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .._compat import steps
 from ..fuse.fused import own_class
 from ..neuron.states import NOT_KEPT
-from .parameters import effective_threshold, learned_parameters
+from .learned import effective_threshold, learned_parameters
 from .replay import RANGE, Call, Replay, has_surrogate, replay, threshold_scale
 from .result import LayerInspection, Potential
 from .statistics import LayerStatistics
@@ -31,7 +32,11 @@ STEPS_EXPECTED = 8
 
 def is_spiking_layer(module: nn.Module) -> bool:
     """Whether a module is a spiking neuron: SpikingJelly's, ours, or one with a charge as they have."""
-    cls = own_class(module)
+    return is_spiking_class(own_class(module))
+
+
+def is_spiking_class(cls: type) -> bool:
+    """The same for a class."""
     return steps.is_neuron(cls) and not any("NonSpiking" in base.__name__ for base in cls.__mro__)
 
 
@@ -56,7 +61,8 @@ class Layer:
         self.after_spikes: bool | None = None
         self.notes: list[str] = []
         self.replayed: Replay | None = None
-        self._reached: Tensor | None = None
+        self.reached: Tensor | None = None
+        self._parameters: dict[str, Any] = {}
         self._step = 0
         self._begun: tuple[int, dict[str, Any] | None, bool] = (0, None, False)
         self._closed = False
@@ -92,6 +98,8 @@ class Layer:
         self, x: Tensor, spikes: Tensor, states: dict[str, Any] | None, carried: bool, single: bool, values: int
     ) -> None:
         if not x.is_floating_point() or x.shape != spikes.shape:
+            shapes = f"{tuple(x.shape)} of {x.dtype} and {tuple(spikes.shape)}"
+            self._note(f"no potentials: expected an input and spikes of one shape, got {shapes}")
             return
         batch = x.shape[0 if single else 1]
         if self.calls:
@@ -99,6 +107,10 @@ class Layer:
         else:
             per_input = max(x.numel() // batch * (STEPS_EXPECTED if single else 1), 1)
             inputs = max(1, min(batch, values // per_input, max(batch // 8, ENOUGH // per_input)))
+            self._parameters = {
+                name: value if value is None else nn.Parameter(value.detach().clone(), value.requires_grad)
+                for name, value in self.node._parameters.items()
+            }
         part = (slice(inputs),) if single else (slice(None), slice(inputs))
         if states is not None:
             states = {
@@ -114,8 +126,8 @@ class Layer:
 
             def keep(gradient: Tensor) -> None:
                 call.gradient = gradient.detach()[part].clone()
-                reached = gradient.count_nonzero() > 0
-                self._reached = reached if self._reached is None else self._reached | reached
+                reached = gradient.any()
+                self.reached = reached if self.reached is None else self.reached | reached
 
             spikes.register_hook(keep)
 
@@ -128,9 +140,9 @@ class Layer:
             self._note("no potentials: the neuron has no surrogate_function")
             return
         try:
-            self.replayed = replay(self.node, calls, threshold_scale(effective_threshold(self.node)))
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            self._note(f"no potentials: {error}")
+            self.replayed = replay(self.node, self._parameters, calls, threshold_scale(effective_threshold(self.node)))
+        except Exception as error:  # of the neuron's own code, which is not meant to run like this
+            self._note(f"no potentials: {type(error).__name__}: {error}")
             return
         if self.replayed.unlike > UNLIKE:
             self._note(
@@ -168,7 +180,7 @@ class Layer:
             potential=potential,
             temporal=None if found is None else found.temporal,
             gradient=None if found is None else found.gradient,
-            reached=None if self._reached is None else bool(self._reached),
+            reached=None if self.reached is None else bool(self.reached),
             parameters=learned_parameters(self.node),
             input_changes=statistics.input_changes,
             after_spikes=not is_first if self.after_spikes is None else self.after_spikes,
@@ -195,8 +207,13 @@ class Watch:
         """A layer is about to be called."""
         layer = self.layers.get(id(node))
         if layer is None:
-            layer = self.layers[id(node)] = Layer(name, node)
+            layer = self.layers[id(node)] = Layer(self._unused(name), node)
         layer.before()
+
+    def _unused(self, name: str) -> str:
+        """The name, with a number where another layer has it: a script may run several networks."""
+        taken = {layer.name for layer in self.layers.values()}
+        return next(each for each in chain([name], (f"{name} #{n}" for n in count(2))) if each not in taken)
 
     def after(self, node: nn.Module, x: Any, spikes: Any) -> None:
         """A layer was called."""
@@ -224,17 +241,28 @@ class Watch:
                 ahead += [following for following, _ in node.next_functions]
         return False
 
-    def end_of_pass(self) -> str | None:
-        """Replay what was sampled of the pass; returns the first layer with NaN or infinite values, if any."""
+    def end_of_pass(self, had_loss: bool = False) -> str | None:
+        """Replay what was sampled of the pass; returns the first layer with NaN or infinite values, if any.
+
+        :param had_loss: whether it was run backward, in case that no gradient has reached any layer
+        """
         flags, self.not_finite = self.not_finite, []
         if self.sampling:
             self._made_by.clear()
+            went_backward = had_loss or any(layer.reached is not None for layer in self.layers.values())
             for layer in self.layers.values():
+                if went_backward and layer.calls and layer.reached is None:
+                    layer.reached = torch.tensor(False)
                 layer.replay()
             self.sampling = False
         if flags and bool(torch.stack([flag for _, flag in flags]).any()):
             return next(name for name, flag in flags if flag)
         return None
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient of a loss has reached what was sampled and replayed."""
+        return any(layer.replayed is not None and layer.replayed.gradient for layer in self.layers.values())
 
     def results(self) -> dict[str, LayerInspection]:
         """By name, what was found of the layers that ran."""
@@ -260,6 +288,14 @@ class Watch:
 
     def _hook(self, node: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], spikes: Any) -> None:
         self.after(node, next(iter((*inputs, *named.values())), None), spikes)
+
+
+def starts_a_pass(layers: Iterable[Layer]) -> bool:
+    """Whether a call of a network with these layers begins a pass: none goes on with a sequence of single steps."""
+    return all(
+        not _is_single_step(layer.node) or _is_reset(layer.node._memories, layer.node._memories_rv)  # type: ignore[arg-type]
+        for layer in layers
+    )
 
 
 def _is_single_step(node: nn.Module) -> bool:

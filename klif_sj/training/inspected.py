@@ -1,4 +1,4 @@
-"""An inspection of a checkpoint on the test set of its recipe."""
+"""An inspection of a checkpoint on what its training evaluates."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Inspect a network that ``klif-sj train`` has trained, in evaluation mode, with the loss of its recipe.
 
+    It runs on the test set, or where the recipe puts validation samples aside, on these.
+
     :param path: the checkpoint
     :param data_root: folder of the data sets
-    :param inputs: how many inputs of the test set, from the first on, rounded up to whole batches
+    :param inputs: how many inputs, from the first on, rounded up to whole batches
     :param batch_size: None is the recipe's
     :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
     :param title: what the report calls it; empty is the recipe and its neuron
@@ -50,11 +52,12 @@ def inspect_checkpoint(
         recipe.seed,
         time_steps=recipe.time_steps,
         augmentations=recipe.augmentations,
+        validation=recipe.validation,
     )
 
     def batches() -> Iterator[Any]:
         left = inputs
-        for batch in data.test_dataloader():
+        for batch in data.val_dataloader():
             yield batch
             left -= len(batch[1])
             if left <= 0:
