@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from spikingjelly.activation_based import functional
+from spikingjelly.activation_based.neuron import IFNode
+from torch import nn
 from trainings import training
 
-from klif_sj import cli
+from klif_sj import KLIFNode, cli, patched
+from klif_sj.fuse import fusing
 from klif_sj.inspection import Inspection
 from klif_sj.inspection.result import load_all
+from klif_sj.inspection.running import WINDOW, inspecting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
@@ -122,31 +129,29 @@ SCRIPT = """
 """
 
 
-def run(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done
+def watched(folder: Path, mode: str, around: AbstractContextManager | None = None) -> list[Inspection]:
+    """What an inspection of the script says, run in this process."""
+    file = folder / "script.py"
+    file.write_text(textwrap.dedent(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["script.py", mode])
+        with around or nullcontext(), inspecting("script.py") as watch:
+            runpy.run_path(str(file), run_name="__main__")
+    return watch.inspections()
 
 
-def test_a_script_runs_as_without_and_is_inspected(tmp_path: Path) -> None:
-    found = {}
+def test_a_script_in_either_step_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, printed = {}, set()
     for mode in "sm":
-        plain = run(tmp_path, "script.py", mode)
-        watched = run(tmp_path, "-m", "klif_sj", "run", f"--inspect={mode}", "script.py", mode)
-        assert watched.stdout == plain.stdout
-        assert "script.py, training: 192 inputs in 12 batches" in watched.stderr
-        training, evaluation = load_all(tmp_path / mode)
+        training, evaluation = watched(tmp_path, mode)
+        printed.add(capsys.readouterr().out)
         assert (training.inputs, training.batches) == (192, 12)
         assert (evaluation.inputs, evaluation.batches) == (192, 3)
         assert list(training.layers) == ["first", "second"]
         assert all(each.gradient and each.steps == 5 for each in training.layers.values())
         assert all(each.gradient is None and each.temporal for each in evaluation.layers.values())
         found[mode] = training.layers
+    assert len(printed) == 1  # it is trained the same
     for name in ("first", "second"):
         single, multi = found["s"][name], found["m"][name]
         assert single.rate == pytest.approx(multi.rate, rel=1e-6)
@@ -154,10 +159,9 @@ def test_a_script_runs_as_without_and_is_inspected(tmp_path: Path) -> None:
 
 
 def test_a_script_with_fused_and_with_other_neurons(tmp_path: Path) -> None:
-    run(tmp_path, "-m", "klif_sj", "run", "--fuse", "--inspect=fused", "script.py", "m")
-    run(tmp_path, "-m", "klif_sj", "run", "--inspect=plain", "script.py", "m")
-    run(tmp_path, "-m", "klif_sj", "run", "--swap=LIFNode=KLIFNode", "--inspect=swapped", "script.py", "m")
-    fused, plain, swapped = (load_all(tmp_path / name)[0].layers for name in ("fused", "plain", "swapped"))
+    plain, fused, swapped = (
+        watched(tmp_path, "m", around)[0].layers for around in (None, fusing(), patched(LIFNode=KLIFNode))
+    )
     assert {each.neuron for each in swapped.values()} == {"KLIFNode"}
     assert all("k" in each.parameters for each in swapped.values())
     for name in ("first", "second"):
@@ -167,9 +171,46 @@ def test_a_script_with_fused_and_with_other_neurons(tmp_path: Path) -> None:
         assert fused[name].gradient == pytest.approx(plain[name].gradient, rel=1e-3)
 
 
+def test_a_long_script_is_shown_as_it_was_at_its_end() -> None:
+    net = nn.Sequential(IFNode(step_mode="m"))
+    with inspecting("long") as watch, torch.no_grad():
+        for number in range(2 * WINDOW + 5):
+            functional.reset_net(net)
+            net(torch.full((2, 3, 4), 0.0 if number < WINDOW else 1.0))
+    (found,) = watch.inspections()
+    assert found.layers["0"].rate == 1.0
+    assert found.batches == WINDOW
+    assert found.notes == [f"{2 * WINDOW + 5} passes without a gradient were run; this is of {WINDOW} of them."]
+
+
+def test_two_networks_of_a_script() -> None:
+    nets = [nn.Sequential(IFNode(step_mode="m")) for _ in range(2)]
+    with inspecting("two") as watch, torch.no_grad():
+        for net, current in zip(nets, (0.0, 2.0), strict=True):
+            net(torch.full((2, 3, 4), current))
+    (found,) = watch.inspections()
+    assert {name: each.rate for name, each in found.layers.items()} == {"0": 0.0, "0 #2": 1.0}
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    command = [sys.executable, "-m", "klif_sj", "run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
+
+
+def test_a_script_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    done = run(tmp_path, "--fuse", "--inspect=out", "script.py", "m")
+    assert "2 neurons fused" in done.stderr
+    assert "script.py, training: 192 inputs in 12 batches" in done.stderr
+    assert "Page: out/inspection.html" in done.stderr
+    assert [each.title for each in load_all(tmp_path / "out")] == ["script.py, training", "script.py, no gradient"]
+
+
 def test_a_script_without_spiking_layers(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text("import torch; print(torch.nn.Linear(2, 2)(torch.rand(1, 2)).shape)")
-    done = run(tmp_path, "-m", "klif_sj", "run", "--inspect=out", "plain.py")
+    done = run(tmp_path, "--inspect=out", "plain.py")
     assert "the script has run no spiking layer, so there is nothing to inspect" in done.stderr
     assert not (tmp_path / "out").exists()
 
