@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,26 @@ class Finding:
         return asdict(self)
 
 
-def find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
-    """The findings of one layer."""
+CAUSES_FIRST = (
+    "not-finite", "silent", "saturated", "large-potential", "coverage", "detached-time", "vanishing-gradient",
+    "at-bound", "no-gradient", "constant-input",
+)  # fmt: skip
+"""The names of all findings. The last two are often what others entail."""
+
+
+def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """The findings by name, causes first; those of one name have one meaning, and the same helps."""
+    groups = {name: [finding for finding in findings if finding.name == name] for name in CAUSES_FIRST}
+    return [group for group in groups.values() if group]
+
+
+def find_all(layers: Iterable[LayerInspection], at: Thresholds) -> list[Finding]:
+    """The findings of all layers, causes first."""
+    found = [finding for layer in layers for finding in _find(layer, at)]
+    return [finding for group in grouped(found) for finding in group]
+
+
+def _find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
 
     def finding(name: str, figure: float, threshold: float, text: str, meaning: str, help: str) -> Finding:
         return Finding(name, layer.name, figure, threshold, text, meaning, help)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 
 from .charts import MARK, SERIES, Chart, layer_charts, overview_charts
-from .findings import Finding
+from .findings import Finding, grouped
 from .learned import LearnedParameter
 from .result import Inspection, LayerInspection
-from .tables import bounds_of, counted, layer_table, operations_text
+from .tables import TEXTS, bounds_of, counted, layer_table, operations_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2127; --dim: #5c6570; --paper: #fff; --card: #f5f6f8; --line: #d9dde2;
@@ -24,13 +24,14 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.
 p { margin: .4rem 0; max-width: 46rem; } .dim { color: var(--dim); }
 .finding { border-left: .3rem solid var(--warn); background: var(--warn-card); padding: .6rem .9rem; margin: .6rem 0;
   border-radius: .3rem; }
+.finding ul { margin: .2rem 0; padding-left: 1.2rem; }
 .finding b { color: var(--warn); } .good { border-color: var(--good); background: var(--good-card); }
 .good b { color: var(--good); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .3rem; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--dim); font-weight: 600; } tr:last-child td { border-bottom: 0; }
-th:nth-child(-n+2), td:nth-child(-n+2), .parameters td, .parameters th { text-align: left; }
+th:first-child, td:first-child, .text, .parameters td, .parameters th { text-align: left; }
 td:first-child { font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: .75rem; }
 figure { margin: 0; padding: .5rem .6rem; background: var(--card); border-radius: .3rem; }
@@ -109,21 +110,26 @@ def _findings(inspection: Inspection, named: bool) -> Iterable[str]:
     yield f"<h2>{counted(len(inspection.findings), 'finding').capitalize()}{of}</h2>"
     if not inspection.findings:
         yield '<div class="finding good"><b>Nothing is conspicuous.</b> Every figure is within its limits.</div>'
-    yield from map(_finding, inspection.findings)
+    yield from map(_finding, grouped(inspection.findings))
 
 
-def _finding(finding: Finding) -> str:
-    text, meaning, help = map(html.escape, (finding.text, finding.meaning, finding.help))
+def _finding(group: Sequence[Finding]) -> str:
+    """The findings of one name."""
+    layers = (f"<li><b>{html.escape(each.layer)}</b>: {html.escape(each.text)}</li>" for each in group)
+    meaning, help = html.escape(group[0].meaning), html.escape(group[0].help)
     return (
-        f'<div class="finding"><b>{html.escape(finding.layer)}: {finding.name}.</b> {text}<p>{meaning}</p>'
+        f'<div class="finding"><b>{group[0].name}</b><ul>{"".join(layers)}</ul><p>{meaning}</p>'
         f'<p class="dim">What usually helps: {help}</p></div>'
     )
 
 
 def _table(inspections: Sequence[Inspection]) -> str:
     columns, *rows = layer_table(inspections)
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    kinds = [" class=text" if column in TEXTS else "" for column in columns]
+    head = "".join(f"<th{kind}>{column}</th>" for column, kind in zip(columns, kinds, strict=True))
+    lines = [
+        "".join(f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in rows
+    ]
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -13,7 +13,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from .. import _compat
-from .findings import Finding, Thresholds, find
+from .findings import Finding, Thresholds, find_all
 from .operations import NO_COUNTERS, Operations, count_operations
 from .result import Inspection
 from .watch import Watch, spiking_layers_of
@@ -104,8 +104,7 @@ def inspect(
         raise ValueError(f"net: none of its {len(layers)} spiking layers ran; expected a forward that calls them")
     inputs = max(layer.inputs for layer in results.values())
     notes += [f"The layer {name} did not run." for name in layers if name not in results]
-    for layer in results.values():
-        found += find(layer, at)
+    found += find_all(results.values(), at)
     return Inspection(
         title or type(net).__name__, type(net).__name__, inputs, number, results, found, at, operations, notes
     )

@@ -207,7 +207,10 @@ def _gradients(
         if stepwise and last.requires_grad:
             last.sum().backward(inputs=inputs, retain_graph=True)
             firing = _firing(outputs, calls)
-            found.temporal = [_mean(seen.get(t), firing) for t in reversed(range(len(potentials)))]
+            temporal = [_mean(seen.get(t), firing) for t in reversed(range(len(potentials)))]
+            # Where an activation is flat, as KLIF's ReLU is at 0, nothing can be told of what passes through time.
+            is_flat = not any(temporal[1:]) and not any(x.grad is not None and x.grad.any() for x in inputs)
+            found.temporal = None if is_flat else temporal
         pairs = [(o, c.gradient) for o, c in zip(outputs, calls, strict=True) if c.gradient is not None]
         pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
         if pairs:

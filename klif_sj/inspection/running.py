@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from .findings import Finding, Thresholds, find
+from .findings import Finding, Thresholds, find_all
 from .inspector import not_finite_finding
 from .result import Inspection, LayerInspection
 from .watch import Watch, is_spiking_layer, starts_a_pass
@@ -135,7 +135,7 @@ class inspecting:
             if not layers:
                 continue
             findings = [] if window.broken is None else [window.broken]
-            findings += [each for layer in layers.values() for each in find(layer, self.thresholds)]
+            findings += find_all(layers.values(), self.thresholds)
             what = "passes with a gradient" if grad else "passes without a gradient"
             notes = [f"{window.total} {what} were run; this is of {passes} of them."]
             inputs = max(layer.inputs for layer in layers.values())

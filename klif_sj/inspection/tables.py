@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .findings import Finding, grouped
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .findings import Finding
     from .learned import LearnedParameter
     from .result import Inspection, LayerInspection
 
@@ -85,9 +86,9 @@ def plain_text(inspections: Sequence[Inspection]) -> str:
     for inspection in inspections:
         heading = f"{inspection.title}: " if len(inspections) > 1 else ""
         lines += ["", f"{heading}{_count(inspection)}"]
-        for finding in inspection.findings:
-            for text in _sentences(finding):
-                lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+        for group in grouped(inspection.findings):
+            for text in _sentences(group):
+                lines += textwrap.wrap(text, WIDTH, subsequent_indent="    ")
         lines += textwrap.wrap(operations_text(inspection), WIDTH)
         lines += [line for note in inspection.notes for line in textwrap.wrap(note, WIDTH)]
     return "\n".join(lines)
@@ -113,8 +114,8 @@ def print_inspections(inspections: Sequence[Inspection], console: Console) -> No
         heading = f"{inspection.title}: " if len(inspections) > 1 else ""
         style = "bold yellow" if inspection.findings else "bold green"
         console.print(escape(heading + _count(inspection)), style=style)
-        for finding in inspection.findings:
-            first, *others = _sentences(finding)
+        for group in grouped(inspection.findings):
+            first, *others = _sentences(group)
             console.print(escape(first), style="yellow")
             for text in others:
                 console.print(escape(text), highlight=False)
@@ -136,8 +137,10 @@ def _count(inspection: Inspection) -> str:
     return counted(len(inspection.findings), "finding").capitalize()
 
 
-def _sentences(finding: Finding) -> tuple[str, str, str]:
-    return f"{finding.layer}: {finding.name}. {finding.text}", f"  {finding.meaning}", f"  What helps: {finding.help}"
+def _sentences(group: Sequence[Finding]) -> list[str]:
+    """The findings of one name."""
+    layers = (f"  {finding.layer}: {finding.text}" for finding in group)
+    return [group[0].name, *layers, f"  {group[0].meaning}", f"  What usually helps: {group[0].help}"]
 
 
 def operations_text(inspection: Inspection) -> str:

@@ -100,16 +100,16 @@ def test_drawings_have_the_pages_colours(pages: dict[str, str], which: str) -> N
 
 def test_findings_and_layers_are_on_it(pages: dict[str, str]) -> None:
     text = pages["one"]
-    assert "<b>1: silent.</b> 100 % of its neurons never fire (95 % is the limit)." in text
+    assert "<b>silent</b><ul><li><b>1</b>: 100 % of its neurons never fire (95 % is the limit)." in text
     assert "What usually helps: A lower threshold" in text
     for name in ("1", "3"):
-        assert f"<td>{name}</td>" in text
+        assert f"<td class=text>{name}</td>" in text
     assert "Nothing is conspicuous" not in text
     both = pages["both"]
     assert "before &lt;a swap&gt;" in both
     assert "<a swap>" not in both
     assert "Nothing is conspicuous" in both
-    assert both.count("<td>after</td>") == 2
+    assert both.count("<td class=text>after</td>") == 2
 
 
 def test_the_same_inspection_gives_the_same_page(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_the_text_names_every_layer_finding_and_parameter() -> None:
     assert "a net: 6 inputs in 1 batch" in text
     assert re.search(r"^1 +KLIFNode +5 +0.0000 +100.0", text, re.MULTILINE)
     assert re.search(r"^1 +k +1 +1 +1 +0.5 to 5", text, re.MULTILINE)
-    assert "1: silent." in text
-    assert "What helps: A lower threshold" in text
+    assert re.search(r"^silent\n  1: 100 % of its neurons never fire", text, re.MULTILINE)
+    assert "What usually helps: A lower threshold" in text
 
 
 def test_without_matplotlib_only_the_page_is_missing(tmp_path: Path) -> None:
