@@ -134,6 +134,19 @@ def test_temporal_gradient_is_of_neurons_that_fire() -> None:
     assert one(node, x[..., :1].clone()).temporal == [1.0, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_the_gradient_of_lif_falls_faster_than_that_of_clif(strength: float) -> None:
+    """The CLIF paper's point, with one surrogate, reset and current for both neurons."""
+    torch.manual_seed(0)
+    x = strength + 0.5 * torch.randn(12, 16, 40)
+    make_lif = LIFNode(decay_input=False, v_reset=None, surrogate_function=Rect(alpha=1.0), step_mode="m")
+    lif, clif = one(make_lif, x), one(CLIFNode(step_mode="m"), x)
+    assert lif.fall > 1.2 * clif.fall
+    assert clif.temporal is not None
+    assert lif.temporal is not None
+    assert clif.temporal[-1] > 10 * lif.temporal[-1]
+
+
 def test_gradient_of_the_loss_by_hand() -> None:
     """The last step's spike alone is in the loss: dL/du is the surrogate's slope times the temporal gradient."""
     node = LIFNode(tau=2.0, decay_input=False, v_reset=None, surrogate_function=ATan(), step_mode="m")
