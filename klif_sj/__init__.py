@@ -1,6 +1,7 @@
 """Published spiking neurons for SpikingJelly, with kernels generated from their own equations."""
 
 from .fuse import check_fused, fuse
+from .inspection import inspect
 from .neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode, state_contexts
 from .optim import parameter_groups
 from .surrogate import LearnableATan, Rect
@@ -17,6 +18,7 @@ __all__ = [
     "Rect",
     "check_fused",
     "fuse",
+    "inspect",
     "parameter_groups",
     "patched",
     "state_contexts",

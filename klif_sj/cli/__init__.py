@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import compare, evaluate, info, reproduce, run, source, train, tune
+from . import compare, evaluate, info, inspect, reproduce, run, source, train, tune
 from .errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (compare, evaluate, info, reproduce, run, source, train, tune)
+COMMANDS = (compare, evaluate, info, inspect, reproduce, run, source, train, tune)
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -57,7 +57,9 @@ def compare(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from ..inspection.result import save_side_by_side
     from ..training.divergence import DivergenceError
+    from ..training.inspected import inspect_checkpoint
     from ..training.reports.comparison import Comparison, results_table
 
     # On a machine without a GPU, the profiler of a PyTorch that was built for CUDA complains on stderr.
@@ -83,3 +85,10 @@ def compare(options: argparse.Namespace) -> None:
         report = comparison.run(console)
     console.print(Markdown(results_table(report)), report["conclusion"], sep="\n")
     console.print(f"Report and pictures: {options.out / 'report.md'}")
+    inspections = [
+        inspect_checkpoint(run.checkpoint, options.data_root, accelerator=options.accelerator, title=name)
+        for (name, seed), run in comparison.runs.items()
+        if seed == report["seeds"][0]
+    ]
+    page = save_side_by_side(inspections, options.out)
+    console.print(f"What the layers do with each neuron, seed {report['seeds'][0]}: {page}")

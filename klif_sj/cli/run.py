@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from ..fuse import fusing
+from ..inspection.result import as_text, save_side_by_side
+from ..inspection.running import inspecting
 from ..swap import patched
 from ..swap.script import patch_for, run_as_main, swapping_children
 
@@ -20,8 +23,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run an unmodified SpikingJelly script with other neurons",
         description="Run a script as 'python script.py ARGS...' would, with other neurons in place of SpikingJelly's "
         "(--swap), or with SpikingJelly's own on generated kernels (--fuse), and print at its end, to stderr, what was "
-        "done. Under torchrun: torchrun ... -m klif_sj run --swap ...",
-        usage="klif-sj run [--swap OLD=NEW] [--set NAME=VALUE] [--fuse] (SCRIPT | -m MODULE) [ARGS...]",
+        "done, or what its spiking layers did (--inspect). Under torchrun: torchrun ... -m klif_sj run --swap ...",
+        usage="klif-sj run [--swap OLD=NEW] [--set NAME=VALUE] [--fuse] [--inspect OUT] (SCRIPT | -m MODULE) [ARGS...]",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -40,6 +43,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a setting of every new neuron, such as tau=2.0; may be given repeatedly",
     )
     add("--fuse", action="store_true", help="run the script's other neurons on generated kernels, as klif_sj.fuse does")
+    add(
+        "--inspect",
+        type=Path,
+        metavar="OUT",
+        help="watch the script's spiking layers, as klif_sj.inspect does; the folder OUT gets inspection.html and "
+        "inspection.json",
+    )
     add("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="a module instead of a script")
     add("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script, then its arguments")
     parser.set_defaults(run=run, parser=parser, passes_interrupts=True)
@@ -53,8 +63,10 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("expected a script, or -m and a module")
     if not options.module and not Path(command[0]).exists():
         options.parser.error(f"there is no script {command[0]!r}")
-    if not options.swap and not options.fuse:
-        options.parser.error("expected --swap OLD=NEW or --fuse")
+    if not options.swap and not options.fuse and not options.inspect:
+        options.parser.error("expected --swap OLD=NEW, --fuse or --inspect OUT")
+    if options.inspect and importlib.util.find_spec("matplotlib") is None:
+        options.parser.error("--inspect needs matplotlib; type: pip install 'klif_sj[train]'")
     if options.set and not options.swap:
         options.parser.error("expected --swap OLD=NEW with --set, which is about the new neurons")
     try:
@@ -62,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         options.parser.error(str(error))
     fused = fusing() if options.fuse else None
+    watched = inspecting(Path(command[0]).name) if options.inspect else None
     process = os.getpid()
     try:
         with ExitStack() as stack:
@@ -69,12 +82,25 @@ def run(options: argparse.Namespace) -> None:
                 stack.enter_context(patch)
             if fused is not None:
                 stack.enter_context(fused)
+            if watched is not None:
+                stack.enter_context(watched)
             stack.enter_context(swapping_children(options.swap, options.set, options.fuse))
             run_as_main(command, is_module=bool(options.module))
     finally:
         # A forked process that leaves through here has nothing to say, nor has any but the first of torchrun's.
         if os.getpid() == process and os.environ.get("RANK", "0") == "0":
             _print_reports(patch, fused)
+            if watched is not None:
+                _write_inspections(watched, options.inspect)
+
+
+def _write_inspections(watched: inspecting, out: Path) -> None:
+    inspections = watched.inspections()
+    if not inspections:
+        print("klif-sj run: the script has run no spiking layer, so there is nothing to inspect", file=sys.stderr)
+        return
+    page = save_side_by_side(inspections, out)
+    print(f"\nklif-sj run: {as_text(inspections)}\nPage: {page}", file=sys.stderr)
 
 
 def _print_reports(patch: patched | None, fused: fusing | None) -> None:

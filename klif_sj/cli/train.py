@@ -37,7 +37,9 @@ def train(options: argparse.Namespace) -> None:
     require_train_extra()
     from rich.console import Console
 
+    from ..inspection.tables import counted
     from ..training.divergence import DivergenceError
+    from ..training.inspected import inspect_checkpoint
     from ..training.run import TrainingRun, is_first_process
 
     console = Console(quiet=not is_first_process())
@@ -61,6 +63,10 @@ def train(options: argparse.Namespace) -> None:
         accuracy = f"Test accuracy after {recipe.epochs} epochs: {100 * result['test_accuracy']:.2f} %{published}"
     console.print(accuracy)
     console.print(f"Result: {run.result}")
+    if is_first_process():
+        inspection = inspect_checkpoint(run.checkpoint, options.data_root, accelerator=options.accelerator)
+        findings = counted(len(inspection.findings), "finding")
+        console.print(f"What its layers do ({findings}): {inspection.save(run.out)}")
 
 
 def _print_recipes() -> None:

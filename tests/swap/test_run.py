@@ -131,7 +131,7 @@ def test_settings_and_several_swaps(tmp_path: Path) -> None:
         (["--swap", "LIFNode=KLIFNode", "--set", "tua=2.0", "script.py"], "no parameter 'tua'; did you mean 'tau'"),
         (["--swap", "LIFNode=KLIFNode", "nowhere.py"], "there is no script 'nowhere.py'"),
         (["--swap", "LIFNode=KLIFNode"], "expected a script, or -m and a module"),
-        (["script.py"], "expected --swap OLD=NEW or --fuse"),
+        (["script.py"], "expected --swap OLD=NEW, --fuse or --inspect OUT"),
     ],
 )
 def test_mistakes(

@@ -1,0 +1,265 @@
+"""inspect: run a network over batches and see what its spiking layers do, and why they do not learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from .. import _compat
+from .findings import Finding, Thresholds, find_all
+from .operations import NO_COUNTERS, Operations, count_operations
+from .result import Inspection
+from .watch import Watch, spiking_layers_of
+
+__all__ = ["inspect"]
+
+Loss = Callable[[Any, Any], Tensor]
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def inspect(
+    net: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss | None = None,
+    *,
+    forward: Forward | None = None,
+    thresholds: Thresholds | None = None,
+    sampled_potentials: int = 100_000,
+    counted_inputs: int = 1,
+    title: str = "",
+) -> Inspection:
+    """See what the spiking layers of a network do, and why they do not learn.
+
+    Every batch is run once, in the mode that the network is in, each from reset states. Firing rates are of all of
+    them. The first batch is also run backward. Of each layer, the first inputs of that batch are then replayed by the
+    layer's own equations in eager torch, which shows the potentials before firing and their gradients. What is kept
+    grows neither with T nor with the number of batches.
+
+    The network is left as it was: parameters, gradients, buffers, states, and the random numbers to come.
+
+    :param net: any network with spiking layers, of any class, fused or not, in multi-step or single-step mode
+    :param batches: pairs of an input and its target, or inputs alone; tensors are moved to the network's device
+    :param loss: ``loss(output, target)``, a scalar. None is the cross-entropy of the output, or of its mean over time
+        where it is ``[T, N, classes]``, where targets are classes ``[N]``; without targets there is no gradient of a
+        loss
+    :param forward: ``forward(net, x)``, which runs one whole pass; None calls ``net(x)``. A network in single-step mode
+        whose call is one step needs it: ``lambda net, x: sum(net(x) for _ in range(T))``
+    :param thresholds: from where on something is a finding
+    :param sampled_potentials: how many potentials of each layer are looked at, at most: whole inputs, at least one, and
+        no more than an eighth of the batch where that has thousands of potentials
+    :param counted_inputs: on how many inputs of the first batch operations are counted, which takes two eager passes of
+        them; 0 counts none
+    :param title: what the report calls the network
+    :return: the inspection: ``print`` it for a table, ``save`` it for a page, ``compare`` it with another one
+
+    :raises TypeError: for what is no network
+    :raises ValueError: for a network without spiking layers, for no batches, for spiking layers of which none runs, or
+        a loss that is no scalar
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a network, got {net!r}")
+    layers = spiking_layers_of(net)
+    if not layers:
+        raise ValueError(f"net: expected spiking layers, got a {type(net).__name__} without any neuron of SpikingJelly")
+    _check_count("sampled_potentials", sampled_potentials, 1)
+    _check_count("counted_inputs", counted_inputs, 0)
+    run = forward or (lambda net, x: net(x))
+    watch, at = Watch(sampled_potentials), thresholds or Thresholds()
+    notes: list[str] = []
+    found: list[Finding] = []
+    operations = None
+    number = inputs = 0
+    with _left_as_it_was(net), torch.random.fork_rng(_gpus(net)):
+        for number, batch in enumerate(batches, start=1):
+            x, target = _parts(batch, _device(net))
+            had_loss = False
+            functional.reset_net(net)
+            with watch.attached(layers):
+                if number == 1:
+                    watch.sampling = True
+                    why_not = _backward(net, run, x, target, loss)
+                    notes += why_not
+                    had_loss = not why_not
+                else:
+                    with torch.no_grad():
+                        run(net, x)
+            broken = watch.end_of_pass(had_loss)
+            if broken is not None and not found:
+                functional.reset_net(net)
+                found.append(_not_finite(net, run, x, number, broken))
+            if number == 1 and counted_inputs:
+                functional.reset_net(net)
+                operations = _operations(net, run, x, target, counted_inputs, notes)
+    if not number:
+        raise ValueError("batches: expected at least one, got none")
+    results = watch.results()
+    if not results:
+        raise ValueError(f"net: none of its {len(layers)} spiking layers ran; expected a forward that calls them")
+    inputs = max(layer.inputs for layer in results.values())
+    notes += [f"The layer {name} did not run." for name in layers if name not in results]
+    found += find_all(results.values(), at)
+    return Inspection(
+        title or type(net).__name__, type(net).__name__, inputs, number, results, found, at, operations, notes
+    )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _device(net: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), None)
+
+
+def _gpus(net: nn.Module) -> list[torch.device]:
+    device = _device(net)
+    return [device] if device is not None and device.type == "cuda" else []
+
+
+def _parts(batch: Any, device: torch.device | None) -> tuple[Any, Any]:
+    """Input and target of a batch, on a device; the target is None where there is none."""
+    x, target = (batch[0], batch[1]) if isinstance(batch, list | tuple) and len(batch) > 1 else (batch, None)
+    if isinstance(x, list | tuple) and len(x) == 1:
+        (x,) = x
+    return tuple(part.to(device) if isinstance(part, Tensor) else part for part in (x, target))  # type: ignore[return-value]
+
+
+@contextmanager
+def _left_as_it_was(net: nn.Module) -> Iterator[None]:
+    """Afterwards states and buffers are what they were, such as the statistics of batch normalisation."""
+    stateful: list[Any] = [module for module in net.modules() if hasattr(module, "_memories")]
+    states = [dict(module._memories) for module in stateful]
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    try:
+        yield
+    finally:
+        for module, memories in zip(stateful, states, strict=True):
+            functional.reset_net(module)
+            module._memories.update(memories)
+        with torch.no_grad():
+            for name, buffer in net.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+
+
+def _backward(net: nn.Module, run: Forward, x: Any, target: Any, loss: Loss | None) -> list[str]:
+    """One pass forward and backward, which adds to no gradient; returns why it was not run backward, if so."""
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    if isinstance(x, Tensor) and x.is_floating_point():
+        # So that the gradient reaches layers before the first parameter as well.
+        x = x.detach().requires_grad_()
+        learned.append(x)
+    with torch.enable_grad():
+        value = _loss(run(net, x), target, loss)
+        if value is None:
+            return ["There was no target or loss, so there is no gradient of a loss; the temporal gradient needs none."]
+        if not value.requires_grad:
+            return ["The loss depends on no parameter, so there is no gradient of it."]
+        torch.autograd.grad(value, learned, allow_unused=True)
+    return []
+
+
+def _loss(output: Any, target: Any, loss: Loss | None) -> Tensor | None:
+    if loss is not None:
+        value = loss(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss: expected a scalar tensor, got {got}")
+        return value.reshape(())
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return None
+    is_classes = target.ndim == 1 and not target.is_floating_point()
+    if output.ndim == 3 and is_classes:
+        output = output.mean(0)
+    if is_classes and output.ndim == 2 and len(output) == len(target):
+        return F.cross_entropy(output, target.long())
+    return F.mse_loss(output, target) if output.shape == target.shape else None
+
+
+def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, notes: list[str]) -> Operations | None:
+    """Operations of the first inputs of a batch, or of all of it where nobody can tell which dimension is the batch."""
+    if _compat.operation_counters() is None:
+        notes.append(f"{NO_COUNTERS}.")
+        return None
+    counted = len(target) if isinstance(target, Tensor) and target.ndim else 0
+    if isinstance(x, Tensor) and counted:
+        dim = next((d for d in range(min(2, x.ndim)) if x.shape[d] == counted), None)
+        if dim is not None:
+            counted = min(inputs, counted)
+            x = x.narrow(dim, 0, counted)
+    elif isinstance(x, Tensor):
+        counted = len(x)
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        return count_operations(net, [x], max(counted, 1), run)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def _not_finite(net: nn.Module, run: Forward, x: Any, batch: int, layer: str) -> Finding:
+    """Run a batch once more to find the first module that makes something not finite of what is finite."""
+    name, where = layer, "its input or its output is not finite"
+    if not _finite(x):
+        where = "the batch itself holds values that are not finite"
+    else:
+        first = first_not_finite(net, lambda: run(net, x))
+        if first is not None:
+            name, kind = first
+            where = f"the input of this {kind} is finite, its output is not"
+    return not_finite_finding(name, batch, f"{where}; the first spiking layer that it reaches is {layer}")
+
+
+def not_finite_finding(name: str, batch: int, where: str) -> Finding:
+    """The finding of NaN or infinite values in a batch, of which ``where`` says more."""
+    return Finding(
+        "not-finite",
+        name,
+        math.nan,
+        0.0,
+        f"NaN or infinite values, first in batch {batch}: {where}.",
+        "A neuron whose potential is NaN does not fire: the loss may stay a number while the weights become NaN.",
+        "A smaller learning rate, gradient clipping, 32-bit precision; look for a division by zero or the logarithm of "
+        "zero in the data.",
+    )
+
+
+def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] | None:
+    """In a run of the network, the first innermost module that makes something not finite of what is finite."""
+    found: list[tuple[str, str]] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and _finite(inputs) and not _finite(output):
+                found.append((name, type(module).__name__))
+
+        return look
+
+    inner = {name: module for name, module in net.named_modules() if name}
+    handles = [module.register_forward_hook(hook(name)) for name, module in inner.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _finite(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return bool(values.isfinite().all())
+    if isinstance(values, list | tuple):
+        return all(map(_finite, values))
+    return True

@@ -1,0 +1,254 @@
+"""What an inspection found: of each layer, and of the network; as JSON and back, as a page, and beside another one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .findings import Finding, Thresholds
+from .learned import LearnedParameter
+from .operations import Operations
+
+FORMAT = 1
+"""Of ``inspection.json``."""
+
+
+@dataclass(frozen=True)
+class Potential:
+    """The potentials before firing of a sample of inputs, measured from the threshold: ``u = v - v_threshold``.
+
+    :param threshold: the scale: the threshold, or its mean where it has several values; 1 where it has none
+    :param counts: histogram over u / threshold from ``low`` to ``high`` in equal bins
+    :param below: potentials below the histogram
+    :param above: potentials above it
+    :param covered: share of potentials where the surrogate's gradient is above 1 % of its peak
+    :param near: share of potentials within one threshold of the threshold
+    :param distance: median of abs(u) / threshold
+    :param values: how many potentials were seen
+    :param inputs: of how many inputs
+    """
+
+    threshold: float
+    low: float
+    high: float
+    counts: list[int]
+    below: int
+    above: int
+    covered: float
+    near: float
+    distance: float
+    values: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One spiking layer.
+
+    :param name: as in ``named_modules``, without a final ``.neuron``
+    :param neuron: its class
+    :param steps: T
+    :param shape: of a step, without the batch dimension
+    :param inputs: how many inputs its rates are of
+    :param rate: spikes per neuron and time step
+    :param rate_by_step: the same at each time step
+    :param rate_by_channel: the same of each channel, which is the first dimension of ``shape``
+    :param rate_histogram: how many neurons have a rate within each of 20 equal bins from 0 to 1
+    :param never: share of neurons that never fire
+    :param always: share of neurons that fire at every step of every input
+    :param potential: None where the neuron's class does not show it; ``notes`` say why
+    :param temporal: by time lag, the mean over the neurons that fire of abs(du[T] / du[T - lag])
+    :param gradient: by time step, the mean over neurons of abs(dL / du[t]), None without a loss
+    :param reached: whether the loss has any gradient with respect to its spikes, in the whole batch; None as above
+    :param parameters: what it learns
+    :param input_changes: whether its input ever changes over time
+    :param after_spikes: whether there are spiking layers before it
+    :param integrates_only: whether its threshold is infinite, so that it is meant never to fire
+    :param notes: what could not be seen, and why
+    """
+
+    name: str
+    neuron: str
+    steps: int
+    shape: tuple[int, ...]
+    inputs: int
+    rate: float
+    rate_by_step: list[float]
+    rate_by_channel: list[float]
+    rate_histogram: list[int]
+    never: float
+    always: float
+    potential: Potential | None
+    temporal: list[float] | None
+    gradient: list[float] | None
+    reached: bool | None
+    parameters: dict[str, LearnedParameter]
+    input_changes: bool
+    after_spikes: bool
+    integrates_only: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fall(self) -> float:
+        """By what factor the temporal gradient falls with every time step back: the geometric mean over all lags."""
+        if self.temporal is None or len(self.temporal) < 2:
+            return math.nan
+        last = self.temporal[-1]
+        return (self.temporal[0] / last) ** (1 / (len(self.temporal) - 1)) if last else math.inf
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`klif_sj.inspect` found.
+
+    :param title: what was inspected
+    :param network: the network's class
+    :param inputs: how many inputs were seen
+    :param batches: in how many batches
+    :param layers: the spiking layers, by name, in the order in which they ran
+    :param findings: what is wrong; empty for a healthy network
+    :param thresholds: the limits of the findings
+    :param operations: synaptic operations and energy; None where none were counted, and ``notes`` say why
+    :param notes: what was sampled and how, and what could not be seen
+    """
+
+    title: str
+    network: str
+    inputs: int
+    batches: int
+    layers: dict[str, LayerInspection]
+    findings: list[Finding]
+    thresholds: Thresholds
+    operations: Operations | None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; JSON has null for what is not finite."""
+        return {"klif_sj_inspection": FORMAT, **_plain(asdict(self))}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``inspection.html`` and ``inspection.json`` into a folder, which is made; returns the page.
+
+        :raises ImportError: without matplotlib
+        """
+        return save_side_by_side([self], folder)
+
+    def compare(self, other: Inspection) -> Comparison:
+        """The two side by side, such as a network before and after a swap."""
+        return Comparison((self, other))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Inspection:
+        """The inspection in a file ``inspection.json``, or in the folder that holds it.
+
+        :raises FileNotFoundError: where there is none
+        :raises ValueError: for a file that holds none, or several
+        """
+        path = Path(path)
+        found = load_all(path)
+        if len(found) != 1:
+            raise ValueError(f"expected one inspection in {path}, got {len(found)}")
+        return found[0]
+
+    def __str__(self) -> str:
+        return as_text([self])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Inspections side by side; ``print`` it for a table."""
+
+    inspections: tuple[Inspection, ...]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``inspection.html`` and ``inspection.json`` of all into a folder, which is made; returns the page."""
+        return save_side_by_side(self.inspections, folder)
+
+    def __str__(self) -> str:
+        return as_text(self.inspections)
+
+
+def save_side_by_side(inspections: Sequence[Inspection], folder: str | Path) -> Path:
+    """Write the page and the figures of some inspections into a folder; returns the page."""
+    try:
+        from .html_page import page
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the page needs {error.name}; type: pip install 'klif_sj[train]'. inspection.to_dict() needs nothing"
+        ) from error
+    folder = Path(folder)
+    text = page(inspections)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [inspection.to_dict() for inspection in inspections]
+    whole = found[0] if len(found) == 1 else {"klif_sj_inspection": FORMAT, "inspections": found}
+    (folder / "inspection.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    (folder / "inspection.html").write_text(text)
+    return folder / "inspection.html"
+
+
+def load_all(path: Path) -> list[Inspection]:
+    """The inspections in a file or folder that :meth:`Inspection.save` wrote."""
+    path = path / "inspection.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no inspection {path}")
+    try:
+        told = json.loads(path.read_text())
+        if told["klif_sj_inspection"] != FORMAT:
+            raise ValueError(f"format {told['klif_sj_inspection']}, expected {FORMAT}")
+        return [_from_dict(each) for each in told.get("inspections", [told])]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no inspection that klif-sj inspect wrote ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _from_dict(told: dict[str, Any]) -> Inspection:
+    layers = {name: _layer_from_dict(each) for name, each in told["layers"].items()}
+    findings = []
+    for each in told["findings"]:
+        figures = {name: math.nan if each[name] is None else each[name] for name in ("figure", "threshold")}
+        findings.append(Finding(**{**each, **figures}))
+    operations = told["operations"] and Operations(**told["operations"])
+    return Inspection(
+        **{key: told[key] for key in ("title", "network", "inputs", "batches", "notes")},
+        layers=layers,
+        findings=findings,
+        thresholds=Thresholds(**told["thresholds"]),
+        operations=operations,
+    )
+
+
+def _layer_from_dict(told: dict[str, Any]) -> LayerInspection:
+    parameters = {}
+    for name, each in told["parameters"].items():
+        bounds = each["bounds"]
+        if bounds is not None:
+            each = {**each, "bounds": (bounds[0], math.inf if bounds[1] is None else bounds[1])}
+        parameters[name] = LearnedParameter(**each)
+    return LayerInspection(
+        **{
+            **told,
+            "shape": tuple(told["shape"]),
+            "potential": told["potential"] and Potential(**told["potential"]),
+            "parameters": parameters,
+        }
+    )
+
+
+def as_text(inspections: Sequence[Inspection]) -> str:
+    """A table of the layers and the findings below it, in plain text."""
+    from .tables import plain_text
+
+    return plain_text(inspections)

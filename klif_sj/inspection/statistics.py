@@ -1,0 +1,111 @@
+"""What is kept of one spiking layer while passes go by: sums of its step's shape and a few numbers, whatever T."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MOST_STEPS = 4096
+"""Single steps beyond this many, of a net that is never reset, are counted with the last one."""
+
+
+class LayerStatistics:
+    """Running sums over the calls of one layer. Nothing here grows with the number of batches."""
+
+    def __init__(self) -> None:
+        self.inputs = 0
+        """Inputs that were seen: of every pass, its batch size."""
+        self.neurons: tuple[int, ...] = ()
+        """The shape of a step without its batch dimension."""
+        self.unlike = 0
+        """Calls with steps of another shape, which count for the mean and by step, but not by neuron."""
+        self.input_changes = False
+        self._by_neuron = torch.zeros(0)
+        self._observations = 0
+        self._by_step = torch.zeros(0, dtype=torch.float64)
+        self._step_observations = torch.zeros(0, dtype=torch.float64)
+        self._signed: bool | None = None
+        self._first: Tensor | None = None
+
+    def add(self, x_seq: Tensor, spikes: Tensor, first_step: int) -> Tensor:
+        """Take one call in, from time step ``first_step`` on; ``[T, N, *]`` both.
+
+        :return: whether all values were finite, a tensor, so that nobody waits for a GPU here
+        """
+        if self._signed is None:
+            self._signed = bool(spikes.amin() < 0)
+        fired = (spikes.abs() if self._signed else spikes).sum(1, dtype=_sum_dtype(spikes))
+        by_step = fired.flatten(1).sum(1, dtype=torch.float64)
+        # A current that is repeated without a copy, as that of a static image is, is looked at once.
+        current = x_seq[:1] if _is_repeated(x_seq) else x_seq
+        finite = (current.sum(dtype=_sum_dtype(x_seq)) + by_step.sum()).isfinite()
+        self._count(fired, spikes.shape[1])
+        self._count_steps(by_step.nan_to_num(0.0, 0.0, 0.0), fired[0].numel() * spikes.shape[1], first_step)
+        if first_step == 0:
+            self.inputs += spikes.shape[1]
+        if not self.input_changes:
+            self._look_for_change(x_seq, first_step)
+        return finite
+
+    def _count(self, fired: Tensor, batch: int) -> None:
+        shape = tuple(fired.shape[1:])
+        if not self._observations:
+            self.neurons = shape
+            self._by_neuron = torch.zeros(shape, dtype=torch.float64, device=fired.device)
+        if shape != self.neurons:
+            self.unlike += 1
+            return
+        self._by_neuron += fired.sum(0).nan_to_num(0.0, 0.0, 0.0)
+        self._observations += len(fired) * batch
+
+    def _count_steps(self, by_step: Tensor, observations: int, first_step: int) -> None:
+        first_step = min(first_step, MOST_STEPS - 1)
+        missing = first_step + len(by_step) - len(self._by_step)
+        if missing > 0:
+            self._by_step, self._step_observations = (
+                torch.cat([kept.to(by_step.device), torch.zeros(missing, dtype=torch.float64, device=by_step.device)])
+                for kept in (self._by_step, self._step_observations)
+            )
+        steps = slice(first_step, first_step + len(by_step))
+        self._by_step[steps] += by_step
+        self._step_observations[steps] += observations
+
+    def _look_for_change(self, x_seq: Tensor, first_step: int) -> None:
+        """Whether the input of a step ever differs from that of the pass's first step."""
+        if first_step == 0:
+            first = x_seq[0]
+            self.input_changes = not _is_repeated(x_seq) and any(not torch.equal(first, x) for x in x_seq[1:])
+            # In single-step mode the rest of the pass is yet to come; one input of it is compared.
+            self._first = first[:1].clone() if len(x_seq) == 1 else None
+        elif self._first is not None and self._first.shape == x_seq[0, :1].shape:
+            self.input_changes = not torch.equal(self._first, x_seq[0, :1])
+
+    @property
+    def steps(self) -> int:
+        """T: the most time steps of a pass."""
+        return len(self._by_step)
+
+    def rate_by_neuron(self) -> Tensor:
+        """Spikes per time step of each neuron, of the step's shape, on the CPU."""
+        return (self._by_neuron / max(self._observations, 1)).cpu()
+
+    def rate_by_step(self) -> list[float]:
+        """Spikes per neuron at each time step."""
+        return (self._by_step / self._step_observations).tolist()
+
+    def rate(self) -> float:
+        """Spikes per neuron and time step."""
+        return float(self._by_step.sum() / self._step_observations.sum())
+
+    def bytes_held(self) -> int:
+        """The memory of what is kept."""
+        held = (self._by_neuron, self._by_step, self._step_observations, self._first)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _is_repeated(x_seq: Tensor) -> bool:
+    return len(x_seq) > 1 and x_seq.stride(0) == 0

@@ -1,0 +1,77 @@
+"""An inspection of a checkpoint on what its training evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..inspection import Inspection, Thresholds, inspect
+from .classifier import LOSSES
+from .data import make_data
+from .run import Placement, load_checkpoint
+
+__all__ = ["inspect_checkpoint"]
+
+
+def inspect_checkpoint(
+    path: str | Path,
+    data_root: Path,
+    *,
+    inputs: int = 1000,
+    batch_size: int | None = None,
+    accelerator: str = "auto",
+    title: str = "",
+    thresholds: Thresholds | None = None,
+    **options: Any,
+) -> Inspection:
+    """Inspect a network that ``klif-sj train`` has trained, in evaluation mode, with the loss of its recipe.
+
+    It runs on the test set, or where the recipe puts validation samples aside, on these.
+
+    :param path: the checkpoint
+    :param data_root: folder of the data sets
+    :param inputs: how many inputs, from the first on, rounded up to whole batches
+    :param batch_size: None is the recipe's
+    :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
+    :param title: what the report calls it; empty is the recipe and its neuron
+    :param thresholds: from where on something is a finding
+    :param options: of :func:`klif_sj.inspect`
+
+    :raises ValueError: for a file that is no such checkpoint, for less than one input; as ``make_data``
+    :raises FileNotFoundError: where there is no such file, or no data set
+    """
+    if inputs < 1:
+        raise ValueError(f"inputs: expected at least 1, got {inputs}")
+    recipe, net = load_checkpoint(path)
+    device = Placement.find(accelerator, 1).device
+    data = make_data(
+        recipe.dataset,
+        data_root,
+        recipe.batch_size if batch_size is None else batch_size,
+        recipe.seed,
+        time_steps=recipe.time_steps,
+        augmentations=recipe.augmentations,
+        validation=recipe.validation,
+    )
+
+    def batches() -> Iterator[Any]:
+        left = inputs
+        for batch in data.val_dataloader():
+            yield batch
+            left -= len(batch[1])
+            if left <= 0:
+                return
+
+    def forward(net: Any, x: Any) -> Any:
+        return net.outputs_by_step(x)
+
+    return inspect(
+        net.to(device).eval(),
+        batches(),
+        LOSSES[recipe.loss],
+        forward=forward,
+        title=title or f"{recipe.name}, {recipe.neuron}",
+        thresholds=thresholds,
+        **options,
+    )
