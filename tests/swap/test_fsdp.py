@@ -25,9 +25,7 @@ except ImportError:
     ignores = False
 pytestmark = [
     pytest.mark.skipif(not ignores, reason="this torch's fully_shard shards all or nothing"),
-    pytest.mark.skipif(
-        torch.__version__ < "2.9", reason="torch 2.8 averages no gradients over gloo"
-    ),
+    pytest.mark.skipif(torch.__version__ < "2.9", reason="torch 2.8 averages no gradients over gloo"),
     pytest.mark.once,
 ]
 
