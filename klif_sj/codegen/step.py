@@ -93,8 +93,11 @@ class _Traced:
 
 
 _of_node: weakref.WeakKeyDictionary[Any, _Traced] = weakref.WeakKeyDictionary()
-_of_class: weakref.WeakKeyDictionary[type, list[_Traced]] = weakref.WeakKeyDictionary()
+_of_class: weakref.WeakKeyDictionary[type, tuple[_Traced, ...]] = weakref.WeakKeyDictionary()
 _adding = threading.Lock()
+
+REMEMBERED = 64
+"""How many steps of a class are remembered, the latest: a setting that changes in every epoch makes new ones."""
 
 
 def step_of(
@@ -148,7 +151,7 @@ class Sources:
 
 
 _sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
-_sources_of_class: weakref.WeakKeyDictionary[type, list[Sources]] = weakref.WeakKeyDictionary()
+_sources_of_class: weakref.WeakKeyDictionary[type, tuple[Sources, ...]] = weakref.WeakKeyDictionary()
 
 
 def sources_of(node: nn.Module, compute: Computation) -> Sources:
@@ -161,9 +164,7 @@ def sources_of(node: nn.Module, compute: Computation) -> Sources:
         known = Sources(compute, Reads(), {})
         with contextlib.suppress(StepTraceError, AttributeError, RuntimeError, TypeError, ValueError):
             known.paths = _trace_sources(node, compute, known.reads)
-        with _adding:
-            _sources_of_class.setdefault(type(node), []).append(known)
-            _sources_of_node[node] = known
+        _remember(_sources_of_node, _sources_of_class, node, known)
     return known
 
 
@@ -227,10 +228,15 @@ def _add(
     asked = _asked(effective, dtype, needs_grad, tensors, sources)
     if asked.backward == backward:
         traced.programs[asked] = found
-    with _adding:
-        _of_class.setdefault(type(node), []).append(traced)
-        _of_node[node] = traced
+    _remember(_of_node, _of_class, node, traced)
     return traced, tensors
+
+
+def _remember(of_node: Any, of_class: Any, node: nn.Module, found: Any) -> None:
+    """Keep what was traced for this neuron and, as one of the latest, for those of its class."""
+    with _adding:
+        of_class[type(node)] = (*of_class.get(type(node), ())[1 - REMEMBERED :], found)
+        of_node[node] = found
 
 
 def _find(of_node: Any, of_class: Any, node: nn.Module) -> Any:
