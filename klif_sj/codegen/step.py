@@ -77,8 +77,11 @@ class _Traced:
 
 
 _of_node: weakref.WeakKeyDictionary[Any, _Traced] = weakref.WeakKeyDictionary()
-_of_class: weakref.WeakKeyDictionary[type, list[_Traced]] = weakref.WeakKeyDictionary()
+_of_class: weakref.WeakKeyDictionary[type, tuple[_Traced, ...]] = weakref.WeakKeyDictionary()
 _adding = threading.Lock()
+
+REMEMBERED = 64
+"""How many steps of a class are remembered, the latest: a setting that changes in every epoch makes new ones."""
 
 
 def step_of(
@@ -108,7 +111,7 @@ def step_of(
         traced, own = _Traced(reads), reads.find(node)
         if own is None:
             raise StepTraceError(f"{type(node).__name__}: what its step reads changes while it is read")
-        _add(_of_node, _of_class, node, traced)
+        _remember(_of_node, _of_class, node, traced)
     kind: tuple[Any, ...] = (effective, dtype, sources)
     for tensor in own:
         learned = gradients and tensor.requires_grad
@@ -142,7 +145,7 @@ class Sources:
 
 
 _sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
-_sources_of_class: weakref.WeakKeyDictionary[type, list[Sources]] = weakref.WeakKeyDictionary()
+_sources_of_class: weakref.WeakKeyDictionary[type, tuple[Sources, ...]] = weakref.WeakKeyDictionary()
 
 
 def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tuple[Sources, EffectiveParameters] | None:
@@ -160,7 +163,7 @@ def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tup
         with contextlib.suppress(StepTraceError, AttributeError, RuntimeError, TypeError, ValueError):
             positions = _trace_sources(node, compute, reads)
         known, own = Sources(compute, reads, positions), reads.find(node) if positions else ()
-        _add(_sources_of_node, _sources_of_class, node, known)
+        _remember(_sources_of_node, _sources_of_class, node, known)
     if not known.positions or own is None:
         return None
     for tensor in own:
@@ -211,9 +214,10 @@ def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tens
     return None, None
 
 
-def _add(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
+def _remember(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
+    """Keep what was traced for this neuron and, as one of the latest, for those of its class."""
     with _adding:
-        of_class.setdefault(type(node), []).append(known)
+        of_class[type(node)] = (*of_class.get(type(node), ())[1 - REMEMBERED :], known)
         of_node[node] = known
 
 

@@ -38,8 +38,7 @@ def fit_state(neuron: str, name: str, value: Any, shape: torch.Size, device: tor
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float, Real)):  # the two first, as torch.compile knows them
             raise ValueError(f"{neuron}: state {name!r}: expected a number or a tensor, got {value!r}")
-        number: Any = value
-        return number
+        return value  # type: ignore[return-value]
     if value.layout is not torch.strided or value.is_nested or value.is_complex() or value.is_quantized:
         layout = "nested" if value.is_nested else value.layout
         raise ValueError(

@@ -70,12 +70,14 @@ class SpikingClassifier(lightning.LightningModule):
         self.loss = LOSSES[recipe.loss]
         self.evaluated = "validation" if recipe.validation else "test"
         self.channels_last = recipe.channels_last and channels_last_is_safe(net)
-        if self.channels_last:
-            self.to(memory_format=torch.channels_last)
+        self._format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.to(memory_format=self._format)
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs ``[T, N, classes]`` for images ``[N, C, H, W]`` or frames ``[T, N, C, H, W]``."""
-        return self.net.outputs_by_step(_channels_last(x) if self.channels_last else x)
+        # The images of some data sets come with their channels innermost.
+        images = x.flatten(0, -4).contiguous(memory_format=self._format)
+        return self.net.outputs_by_step(images.unflatten(0, x.shape[:-3]))
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
@@ -116,11 +118,6 @@ class SpikingClassifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(neuron_parameters(self.net), sync_dist=True)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    images = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-    return images.unflatten(0, x.shape[:-3])
 
 
 @contextmanager

@@ -589,6 +589,19 @@ def test_a_node_is_freed_with_whatever_leads_back_to_it(make: Callable[[], tuple
     assert [reference() for reference in references] == [None] * 5
 
 
+def test_steps_of_settings_that_are_past_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from klif_sj.codegen import step
+
+    monkeypatch.setattr(step, "REMEMBERED", 3)
+    node, programs = KLIFNode(), []
+    for trial in range(6):
+        node.surrogate_function.alpha = 3.0 + trial / 64
+        programs.append(weakref.ref(node.program()))
+    gc.collect()
+    assert len(step._of_class[KLIFNode]) == 3
+    assert [program() is None for program in programs] == [True] * 3 + [False] * 3
+
+
 def test_an_output_that_a_hook_stores_is_freed() -> None:
     body, node, references = nn.Linear(CHANNELS, CHANNELS), KLIFNode(step_mode="m"), []
     node.register_forward_hook(lambda module, inputs, output: setattr(module, "spikes", output))

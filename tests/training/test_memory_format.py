@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from spikingjelly.activation_based import layer
 from torch import nn
 
@@ -57,6 +58,20 @@ def test_a_narrow_network_stays_contiguous_and_says_so(
     assert all("stays contiguous" in line and "block3.shortcut" in line for line in said)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_come_in_the_networks_format(channels_last: bool) -> None:
+    recipe = load_recipe("klif-resnet18").override(width=1 / 8, time_steps=2, channels_last=channels_last)
+    module, found = SpikingClassifier(network_of(recipe), recipe).eval(), []
+    convolution = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    images = torch.rand(2, *module.net.input_shape)
+    for given in (images, images.to(memory_format=torch.channels_last), images.flip(0).transpose(2, 3)):
+        module(given)
+    for image in found:
+        assert image.is_contiguous(memory_format=torch.channels_last) is channels_last
+        assert image.is_contiguous() is not channels_last
+
+
 STEPS = """
 import sys, torch
 from klif_sj.training.recipe import load_recipe
@@ -65,7 +80,8 @@ from klif_sj.training.run import SpikingClassifier, network_of
 for name in sys.argv[1:]:
     recipe = load_recipe(name).override(width=1 / 16, time_steps=4, backend="torch")
     module = SpikingClassifier(network_of(recipe), recipe)
-    images, labels = torch.rand(4, *module.net.input_shape), torch.arange(4)
+    # As of a data set whose channels are innermost.
+    images, labels = torch.rand(4, *module.net.input_shape).to(memory_format=torch.channels_last), torch.arange(4)
     module.loss(module(images), labels).backward()
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
     print(name)
