@@ -59,7 +59,12 @@ def starts_itself(cls: type) -> bool:
 
 
 def is_upstream(cls: type) -> bool:
-    """Whether a class is SpikingJelly's or torch's own."""
+    """Whether a class is SpikingJelly's or torch's own.
+
+    A parametrization makes a class for each module that it changes, which is the user's as the module's own is.
+    """
+    if cls.__module__ == "torch.nn.utils.parametrize":
+        return False
     return cls is object or cls.__module__.partition(".")[0] in ("spikingjelly", "torch")
 
 

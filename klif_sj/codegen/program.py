@@ -112,9 +112,10 @@ def _build_program(
     used = forward_graph.used_inputs()
     backward_graph = None
     if backward:
-        learned = [p.name for p in parameters if p.learned and p.name in used]
+        learned = [p.name for p in parameters if p.learned]  # a surrogate's slope is used by the gradient alone
         backward_graph = trace_backward(step, states, names, learned, dtype)
         used |= backward_graph.used_inputs()
+        used |= {name for name in learned if backward_graph.outputs[f"grad_{name}"] is not None}
     read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
     read.sort(key=lambda p: (not p.learned, p.per_step))
     program = Program(

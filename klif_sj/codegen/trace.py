@@ -263,6 +263,12 @@ def trace_backward(
     outputs |= {
         f"grad_{name}": None if grad is None else recorder.value(grad) for name, grad in zip(wanted, grads, strict=True)
     }
+    for name in learned:
+        value = outputs[f"grad_{name}"]
+        while value is not None and value.index >= 0 and recorder.operations[value.index].name == "sum":
+            # An autograd function of the user's sums what the kernel sums anyhow, over all that share the parameter.
+            value = recorder.operations[value.index].args[0]
+        outputs[f"grad_{name}"] = value
     return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
 
 

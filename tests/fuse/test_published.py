@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import published
 import pytest
@@ -155,6 +156,59 @@ def test_parameters_of_every_shape(shape: tuple[int, ...], step: tuple[int, ...]
     differences = check_fused(Shaped(), step)
     assert differences["spikes (m)"] == differences["spikes (s)"] == 0
     assert "gradient of leak (m)" in differences
+
+
+class LearnedSlope(torch.autograd.Function):
+    """A spike whose surrogate's slope has a gradient, and no part in the spike itself."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(v, slope)
+        return (v >= 0).to(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        v, slope = ctx.saved_tensors
+        s = torch.sigmoid(slope * v)
+        return grad * s * (1 - s) * slope, (grad * s * (1 - s) * v).sum_to_size(slope.shape)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,)])
+def test_a_parameter_that_the_gradient_alone_uses_learns(shape: tuple[int, ...]) -> None:
+    class Sloped(published.Node):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.full(shape, 3.0))
+            self.unused = nn.Parameter(torch.ones(()))
+
+        def neuronal_charge(self, x: Tensor) -> None:
+            self.v = 0.5 * self.v + x
+
+        def neuronal_fire(self) -> Tensor:
+            # An autograd function is given a number, or what has the shape of its input.
+            slope = self.slope + torch.zeros_like(self.v) if shape == (5,) else self.slope
+            return LearnedSlope.apply(self.v - 1.0, slope)
+
+    assert check_fused(Sloped(), (7, 5))["spikes (m)"] == 0
+    node = Sloped()
+    assert fuse(node).rows[0].parameters[0].startswith("slope")
+    node.step_mode = "m"
+    node(torch.randn(4, 7, 5)).sum().backward()
+    assert bool(node.slope.grad.all())
+    assert node.unused.grad is None
+
+
+class Sigmoid(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return value.sigmoid()
+
+
+def test_a_parametrized_neuron() -> None:
+    node = published.NeuronwiseLIF()
+    torch.nn.utils.parametrize.register_parametrization(node, "leak", Sigmoid())
+    differences = check_fused(node, (2, 4, 3, 3))
+    assert differences["spikes (m)"] == 0
+    assert "gradient of parametrizations.leak.original (m)" in differences
 
 
 def test_a_parameter_that_does_not_fit_the_input_is_named() -> None:
