@@ -11,7 +11,8 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from klif_sj.runtime.layout import Geometry
 ROOT = Path(__file__).parents[1]
 JSON = ROOT / "benchmarks" / "predicted.json"
 PAGE = ROOT / "docs" / "predicted.md"
+KERNELS = ROOT / "docs" / "kernels.md"
+Row = dict[str, Any]
+BEGIN, END = "<!-- written by benchmarks/sass.py -->", "<!-- until here -->"
+"""Around the part of docs/kernels.md that is written from the table."""
 
 NEURONS = {"klif": "klif", "clif": "clif", "glif": "glif-channel"}
 DTYPES = ("float32", "float16", "bfloat16")
@@ -58,6 +63,10 @@ class Found:
     instructions_per_neuron_step: float
     finish_microseconds: float
     predicted_share: float
+    at_16_bytes: dict[str, Any] | None = None
+    """In the table, of a kernel with narrower accesses: registers, spills and share of one with 16 bytes at a time.
+    Empty where that does not compile.
+    """
 
     def row(self) -> dict[str, Any]:
         """As in the table: a JSON object."""
@@ -67,14 +76,15 @@ class Found:
 def main() -> int:
     options = parse_arguments()
     if options.table:
-        rows = [read(*case, options.arch).row() for case in cases()]
+        rows = [with_16_bytes(read(*case, options.arch)).row() for case in cases()]
         JSON.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
         PAGE.write_text(page(rows))
-        print(JSON, PAGE, sep="\n")
+        KERNELS.write_text(with_limits(KERNELS.read_text(), rows))
+        print(JSON, PAGE, KERNELS, sep="\n")
         return 0
     for pass_ in (options.pass_,) if options.pass_ else PASSES:
         found = read(options.neuron, pass_, options.dtype, options.T, options.layout, options.arch)
-        for name, value in found.row().items():
+        for name, value in list(found.row().items())[:-1]:
             print(f"{name.replace('_', ' '):30} {value}")
         print()
     return 0
@@ -127,10 +137,28 @@ def geometry_of(kernel: Kernel) -> Geometry:
     return Geometry(1, 1, neurons)
 
 
-def read(neuron: str, pass_: str, dtype: str, steps: int, layout: str, arch: int) -> Found:
+def with_16_bytes(found: Found) -> Found:
+    """With what the kernel would be like if threads moved 16 bytes at a time, where they move less.
+
+    Not of a bfloat16 one, which takes the registers of a float16 one.
+    """
+    wide = 16 // getattr(torch, found.dtype).itemsize
+    if found.vector == wide or found.dtype == "bfloat16":
+        return found
+    try:
+        other = read(found.neuron, found.pass_, found.dtype, found.T, found.layout, 90, wide)
+    except RuntimeError as error:
+        if "ptxas error" not in str(error):
+            raise
+        return replace(found, at_16_bytes={})
+    names = "registers", "spills", "warps", "predicted_share"
+    return replace(found, at_16_bytes={name: getattr(other, name) for name in names})
+
+
+def read(neuron: str, pass_: str, dtype: str, steps: int, layout: str, arch: int, vector: int | None = None) -> Found:
     kernel = kernel_of(neuron, pass_, dtype, steps, layout)
     geometry = geometry_of(kernel)
-    vector = cuda.vector_width(kernel)
+    vector = vector or cuda.vector_width(kernel)
     blocks, rows, shares = cuda.grid(kernel, geometry, vector, scoreboard.PROCESSORS)
     cubin, log = compile_cubin(cuda.source(kernel, vector), arch, cuda.OPTIONS)
     functions = codes(disassemble(cubin), log)
@@ -218,7 +246,7 @@ the instructions that a warp issues for a step of 32 neurons.
 """
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[Row]) -> str:
     """docs/predicted.md."""
     parts = [INTRODUCTION]
     for neuron in NEURONS:
@@ -232,6 +260,80 @@ def page(rows: list[dict[str, Any]]) -> str:
                 cells += [row["instructions_per_neuron_step"], f"{row['predicted_share']:.0%}"]
                 parts.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(parts) + "\n"
+
+
+TARGETS: tuple[tuple[str, float, Callable[[Row], bool]], ...] = (
+    ("forward of KLIF and GLIF", 0.95, lambda row: row["pass"] == "forward" and row["neuron"] != "clif"),
+    ("float32", 0.95, lambda row: row["dtype"] == "float32"),
+    (
+        "backward of KLIF in 16 bits",
+        0.90,
+        lambda row: row["pass"] == "backward" and row["neuron"] == "klif" and row["dtype"] != "float32",
+    ),
+    (
+        "forward of CLIF in float16",
+        0.85,
+        lambda row: row["pass"] == "forward" and row["neuron"] == "clif" and row["dtype"] == "float16",
+    ),
+    (
+        "backward of GLIF in float16, T = 4",
+        0.85,
+        lambda row: (
+            row["pass"] == "backward"
+            and (row["neuron"], row["dtype"], row["T"], row["layout"]) == ("glif", "float16", 4, "contiguous")
+        ),
+    ),
+)
+"""What was asked of the kernels: which, and their least share."""
+
+LAYOUTS_APART = 0.10
+"""By how much channels innermost may be below contiguous."""
+
+
+def limits(rows: list[Row]) -> str:
+    """What was asked of the kernels and what the model says of it, as a part of docs/kernels.md."""
+    lines = ["| asked for | at least | predicted, at least | below it |", "| --- | --- | --- | --- |"]
+    for name, least, chosen in TARGETS:
+        of_target = [row for row in rows if chosen(row)]
+        below = [named(row) for row in of_target if row["predicted_share"] < least]
+        lowest = min(row["predicted_share"] for row in of_target)
+        lines.append(f"| {name} | {least:.0%} | {lowest:.0%} | {'; '.join(below) or 'none'} |")
+    keys = "neuron", "pass", "dtype", "T"
+    contiguous = {
+        tuple(row[key] for key in keys): row["predicted_share"] for row in rows if row["layout"] == "contiguous"
+    }
+    apart = {
+        named(row): contiguous[tuple(row[key] for key in keys)] - row["predicted_share"]
+        for row in rows
+        if row["layout"] != "contiguous"
+    }
+    below = [f"{name} ({gap:.0%})" for name, gap in apart.items() if round(gap, 2) > LAYOUTS_APART]
+    most = max(apart.values())
+    lines.append(
+        f"| channels innermost below contiguous by | at most {LAYOUTS_APART:.0%} | at most {most:.0%} | "
+        f"{'; '.join(below) or 'none'} |"
+    )
+    lines += ["", "| kernel | moves | registers | warps | share | at 16 bytes: registers | spills | warps | share |"]
+    lines.append("| --- " * 9 + "|")
+    for row in rows:
+        if (wide := row["at_16_bytes"]) is not None:
+            own = ", ".join(row["loads"]), row["registers"], row["warps"], f"{row['predicted_share']:.0%}"
+            others = ("more than a block may have", "", "", "")
+            if wide:
+                others = (*(wide[key] for key in ("registers", "spills", "warps")), f"{wide['predicted_share']:.0%}")
+            lines.append("| " + " | ".join(map(str, (named(row), *own, *others))) + " |")
+    return "\n".join(lines)
+
+
+def named(row: Row) -> str:
+    layout = "" if row["layout"] == "contiguous" else f", {row['layout']}"
+    return f"{row['neuron'].upper()} {row['pass']} {row['dtype']} T = {row['T']}{layout}"
+
+
+def with_limits(text: str, rows: list[Row]) -> str:
+    """docs/kernels.md with its part that is written from the table."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{limits(rows)}\n\n{END}{rest.partition(END)[2]}"
 
 
 def widths(trace: list[Issued], operation: str, packs: dict[str, int]) -> dict[str, int]:

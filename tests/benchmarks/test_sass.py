@@ -112,6 +112,16 @@ def test_the_page_is_what_the_table_says() -> None:
     assert {"registers", "spills", "instructions_per_neuron_step", "predicted_share"} <= rows[0].keys()
 
 
+def test_what_cannot_be_had_is_what_the_table_says() -> None:
+    """And every kernel with narrow accesses says what wide ones would cost."""
+    rows, text = json.loads(sass.JSON.read_text()), sass.KERNELS.read_text()
+    assert sass.with_limits(text, rows) == text
+    for row in rows:
+        narrow = set(row["loads"]) != {"16 bytes"} and row["dtype"] != "bfloat16"
+        assert (row["at_16_bytes"] is not None) is narrow
+        assert (sass.named(row) in text) or not narrow
+
+
 def test_a_missing_disassembler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine_code.disassembler.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
