@@ -13,6 +13,9 @@ from .findings import Finding, Thresholds
 from .learned import LearnedParameter
 from .operations import Operations
 
+TINY = 1e-30
+"""Below this a gradient in float32 loses its digits."""
+
 FORMAT = 1
 """Of ``inspection.json``."""
 
@@ -94,11 +97,14 @@ class LayerInspection:
 
     @property
     def fall(self) -> float:
-        """By what factor the temporal gradient falls with every time step back: the geometric mean over all lags."""
+        """By what factor the temporal gradient falls with every time step back: the geometric mean over all lags.
+
+        Lags where it is nearly too small for a float do not count.
+        """
         if self.temporal is None or len(self.temporal) < 2:
             return math.nan
-        last = self.temporal[-1]
-        return (self.temporal[0] / last) ** (1 / (len(self.temporal) - 1)) if last else math.inf
+        lag = max(lag for lag, value in enumerate(self.temporal) if lag == 0 or value > TINY)
+        return (self.temporal[0] / self.temporal[lag]) ** (1 / lag) if lag else math.inf
 
 
 @dataclass(frozen=True)

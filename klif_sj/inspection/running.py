@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from .findings import Finding, Thresholds, find_all
 from .inspector import not_finite_finding
 from .result import Inspection, LayerInspection
+from .tables import counted
 from .watch import Watch, is_spiking_layer, starts_a_pass
 
 WINDOW = 200
@@ -136,8 +137,8 @@ class inspecting:
                 continue
             findings = [] if window.broken is None else [window.broken]
             findings += find_all(layers.values(), self.thresholds)
-            what = "passes with a gradient" if grad else "passes without a gradient"
-            notes = [f"{window.total} {what} were run; this is of {passes} of them."]
+            what = counted(window.total, "pass", "passes")
+            notes = [f"{what} {'with' if grad else 'without'} a gradient; this is of the latest {passes}."]
             inputs = max(layer.inputs for layer in layers.values())
             title = f"{self.title}, {'training' if grad else 'no gradient'}"
             found.append(Inspection(title, self.title, inputs, passes, layers, findings, self.thresholds, None, notes))

@@ -17,7 +17,7 @@ from ..neuron.states import NOT_KEPT
 from .learned import effective_threshold, learned_parameters
 from .replay import RANGE, Call, Replay, has_surrogate, replay, threshold_scale
 from .result import LayerInspection, Potential
-from .statistics import LayerStatistics
+from .statistics import MOST_STEPS, LayerStatistics
 
 RATE_BINS = 20
 UNLIKE = 1e-3
@@ -83,9 +83,10 @@ class Layer:
         :return: whether all was finite
         """
         step, states, carried = self._begun
+        self._begun = (0, None, False)
         single = _is_single_step(self.node)
         if sampled and not self._closed:
-            if self.calls and (step == 0 or not single):
+            if self.calls and (step == 0 or not single or len(self.calls) == MOST_STEPS):
                 self._closed = True
             else:
                 self._sample(x, spikes, states, carried, single, sampled)
@@ -199,8 +200,8 @@ class Watch:
         self.values = values
         self.layers: dict[int, Layer] = {}
         self.sampling = False
-        self.not_finite: list[tuple[str, Tensor]] = []
-        """Of the pass under way, in the order of calls: the layer, and whether all was finite."""
+        self.not_finite: dict[str, Tensor] = {}
+        """Of the pass under way, in the order of calls: by layer, whether anything was not finite."""
         self._made_by: dict[Any, str] = {}
 
     def before(self, name: str, node: nn.Module) -> None:
@@ -223,7 +224,9 @@ class Watch:
         if self.sampling and layer.after_spikes is None and x.grad_fn is not None:
             layer.after_spikes = self._comes_from_spikes(x)
         finite = layer.after(x, spikes, self.values if self.sampling else 0)
-        self.not_finite.append((layer.name, finite.logical_not()))
+        broken = finite.logical_not()
+        before = self.not_finite.get(layer.name)
+        self.not_finite[layer.name] = broken if before is None else before | broken
         if self.sampling and spikes.grad_fn is not None:
             self._made_by[spikes.grad_fn] = layer.name
 
@@ -246,7 +249,7 @@ class Watch:
 
         :param had_loss: whether it was run backward, in case that no gradient has reached any layer
         """
-        flags, self.not_finite = self.not_finite, []
+        flags, self.not_finite = self.not_finite, {}
         if self.sampling:
             self._made_by.clear()
             went_backward = had_loss or any(layer.reached is not None for layer in self.layers.values())
@@ -255,8 +258,8 @@ class Watch:
                     layer.reached = torch.tensor(False)
                 layer.replay()
             self.sampling = False
-        if flags and bool(torch.stack([flag for _, flag in flags]).any()):
-            return next(name for name, flag in flags if flag)
+        if flags and bool(torch.stack([flag.cpu() for flag in flags.values()]).any()):
+            return next(name for name, flag in flags.items() if flag)
         return None
 
     @property

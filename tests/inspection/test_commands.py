@@ -180,7 +180,7 @@ def test_a_long_script_is_shown_as_it_was_at_its_end() -> None:
     (found,) = watch.inspections()
     assert found.layers["0"].rate == 1.0
     assert found.batches == WINDOW
-    assert found.notes == [f"{2 * WINDOW + 5} passes without a gradient were run; this is of {WINDOW} of them."]
+    assert found.notes == [f"{2 * WINDOW + 5} passes without a gradient; this is of the latest {WINDOW}."]
 
 
 def test_two_networks_of_a_script() -> None:

@@ -134,6 +134,16 @@ def test_temporal_gradient_is_of_neurons_that_fire() -> None:
     assert one(node, x[..., :1].clone()).temporal == [1.0, 0.5, 0.25]
 
 
+def test_a_long_sequence_of_a_plain_leak_falls_by_the_leak() -> None:
+    """2 ** -299 is 0 in float32."""
+    inspection = klif_sj.inspect(Alone(LIFNode(tau=2.0, step_mode="m")), [torch.zeros(300, 2, 3)])
+    (found,) = inspection.layers.values()
+    assert found.temporal is not None
+    assert found.temporal[-1] < 1e-40
+    assert found.fall == pytest.approx(2.0, rel=1e-5)
+    assert not [each for each in inspection.findings if each.name in ("vanishing-gradient", "detached-time")]
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_the_gradient_of_lif_falls_faster_than_that_of_clif(strength: float) -> None:
     """The CLIF paper's point, with one surrogate, reset and current for both neurons."""
