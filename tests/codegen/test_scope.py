@@ -593,13 +593,14 @@ def test_steps_of_settings_that_are_past_are_forgotten(monkeypatch: pytest.Monke
     from klif_sj.codegen import step
 
     monkeypatch.setattr(step, "REMEMBERED", 3)
-    node, programs = KLIFNode(), []
+    node, traced = KLIFNode(), []
     for trial in range(6):
         node.surrogate_function.alpha = 3.0 + trial / 64
-        programs.append(weakref.ref(node.program()))
+        node.program()
+        traced.append(weakref.ref(step._of_class[KLIFNode][-1]))
     gc.collect()
     assert len(step._of_class[KLIFNode]) == 3
-    assert [program() is None for program in programs] == [True] * 3 + [False] * 3
+    assert [reference() is None for reference in traced] == [True] * 3 + [False] * 3
 
 
 def test_an_output_that_a_hook_stores_is_freed() -> None:
