@@ -9,8 +9,11 @@ the kernel, and their results are the kernel's parameters.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,21 +40,22 @@ class Prologue:
     """Operations on parameters, in order, and which of the results a kernel takes.
 
     :param paths: of the parameters, which have the first numbers; a call's results have the next ones
-    :param calls: functions, and their arguments as they come out of a tree
+    :param calls: functions, their arguments as they come out of a tree, and whether they have a gradient
     :param taken: numbers of the results that are a kernel's parameters, by name
     """
 
     paths: tuple[str, ...]
-    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any], ...]
+    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any, bool], ...]
     taken: Mapping[str, int]
 
     def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The kernel's parameters by name, of the neuron's tensors by path."""
         values: list[Any] = [tensors.get(path) for path in self.paths]  # None: one that the step does not read
-        for function, leaves, tree in self.calls:
+        for function, leaves, tree, with_gradient in self.calls:
             found = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
             args, kwargs = tree_unflatten(list(found), tree)
-            values += _tensors_in(function(*args, **kwargs))
+            with nullcontext() if with_gradient else torch.no_grad():
+                values += _tensors_in(function(*args, **kwargs))
         return {name: values[number] for name, number in self.taken.items()}
 
 
@@ -92,6 +96,7 @@ class Hoisting(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._names = names
+        self._gradients = torch.is_grad_enabled()
         self._paths = tuple(tensors)
         self._values = list(tensors.values())
         self._number_of = {id(tensor): number for number, tensor in enumerate(self._values)}
@@ -132,6 +137,11 @@ class Hoisting(TorchFunctionMode):
         origin = self._origin[first]
         if name in ("item", "tolist", "numpy", "__array__"):
             raise StepTraceError(_in_python(origin))
+        if _in_autograd_function():
+            raise StepTraceError(
+                f"it gives the parameter {origin!r} alone to an autograd function, of which a kernel has the gradient "
+                f"neuron by neuron; give it the parameter + torch.zeros_like(x){at(caller())}"
+            )
         if _IN_PLACE.fullmatch(name):
             raise StepTraceError(
                 f"it changes {origin!r} in place{at(caller())}; a step may change states alone: register {origin!r} "
@@ -146,7 +156,8 @@ class Hoisting(TorchFunctionMode):
         if found:
             noted, tree = tree_flatten((args, kwargs))
             noted = [_Result(self._number_of[id(leaf)]) if self._is_ours(leaf) else leaf for leaf in noted]
-            self._calls.append((func, tuple(noted), tree))
+            without = self._gradients and not torch.is_grad_enabled()  # within the step's own no_grad
+            self._calls.append((func, tuple(noted), tree, not without))
         for tensor in found:
             number = len(self._values)
             self._values.append(tensor)
@@ -166,6 +177,19 @@ class Hoisting(TorchFunctionMode):
             given = torch.full((), 0.5) if given is None else given
             self._stand_ins[number] = given != 0 if tensor.dtype == torch.bool else given
         return self._stand_ins[number]
+
+
+def _in_autograd_function() -> bool:
+    """Whether a call comes from the forward of an autograd function."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
 def _arguments(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import published
@@ -196,6 +197,56 @@ def test_a_parameter_that_the_gradient_alone_uses_learns(shape: tuple[int, ...])
     node(torch.randn(4, 7, 5)).sum().backward()
     assert bool(node.slope.grad.all())
     assert node.unused.grad is None
+
+
+class Rounded(torch.autograd.Function):
+    """Straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return torch.round(4 * value) / 4
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Featurewise(published.Node):
+    """A neuron whose input has a gain for each feature; ``gain`` says how it comes from ``weight``."""
+
+    def __init__(self, gain: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.3, 0.9, 5))
+        self.gain = gain
+
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = 0.5 * self.v + x * self.gain(self.weight, x)
+
+
+def partly_without_gradient(weight: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = weight.sigmoid()
+    return scale * weight
+
+
+@pytest.mark.parametrize(
+    "gain",
+    [
+        partly_without_gradient,
+        lambda weight, x: weight + (weight.round() - weight).detach(),
+        lambda weight, x: Rounded.apply(weight + torch.zeros_like(x)),
+    ],
+)
+def test_gradients_of_parameters_stop_and_pass_as_written(gain: Callable[[Tensor, Tensor], Tensor]) -> None:
+    differences = check_fused(Featurewise(gain), (7, 5))
+    assert differences["spikes (m)"] == 0
+    assert "gradient of weight (m)" in differences
+
+
+def test_an_autograd_function_of_a_parameter_alone_is_refused() -> None:
+    """What runs before the kernel would have the gradient of its operations in place of the function's own."""
+    with pytest.raises(ValueError, match=r"'weight' alone to an autograd function.* at test_published.py:\d+ in"):
+        fuse(Featurewise(lambda weight, x: Rounded.apply(weight)))
 
 
 class Sigmoid(nn.Module):
