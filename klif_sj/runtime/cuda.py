@@ -34,8 +34,8 @@ REGISTERS = {False: 150, True: 110}
 the rest is for the arithmetic."""
 
 UNROLLED = 32
-"""Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward, half as
-many where several parameters have a value for every step."""
+"""Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward or with one state,
+half as many where several parameters have a value for every step."""
 
 
 def require() -> None:
@@ -80,7 +80,9 @@ def vector_width(kernel: Kernel) -> int:
     if kernel.record:
         return 1
     steps, width = min(segment(kernel.program), kernel.steps), 16 // kernel.dtype.itemsize
-    most = UNROLLED // 2 if segment(kernel.program) < SEGMENT else UNROLLED if kernel.backward else 2 * UNROLLED
+    most = UNROLLED if kernel.backward and len(kernel.program.states) > 1 else 2 * UNROLLED
+    if segment(kernel.program) < SEGMENT:
+        most = UNROLLED // 2
     while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[kernel.columns]):
         width //= 2
     return width
