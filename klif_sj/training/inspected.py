@@ -44,7 +44,7 @@ def inspect_checkpoint(
     if inputs < 1:
         raise ValueError(f"inputs: expected at least 1, got {inputs}")
     recipe, net = load_checkpoint(path)
-    device = Placement.find(accelerator, 1).device
+    device = Placement.find(accelerator).device
     data = make_data(
         recipe.dataset,
         data_root,
