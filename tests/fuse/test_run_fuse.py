@@ -51,7 +51,8 @@ def test_with_swap_the_others_are_fused(script: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [([], "expected --swap OLD=NEW, --fuse or --inspect OUT"), (["--fuse", "--set", "tau=2"], "with --set")]
+    ("options", "words"),
+    [([], "expected --swap OLD=NEW, --fuse or --inspect OUT"), (["--fuse", "--set", "tau=2"], "with --set")],
 )
 def test_mistakes(options: list[str], words: str, script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
