@@ -193,7 +193,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK) prepare(const Call call) {
 }
 
 #if !BACKWARD
-extern "C" __global__ void __launch_bounds__(BLOCK) forward(const Call call) {
+// Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. With
+// parameters of many steps and channels it would spill a few registers to have more blocks.
+constexpr int BLOCKS = COLUMNS && SEGMENTS > 1 ? 2 : 0;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) forward(const Call call) {
     const View view = view_of(call);
     const Lie lie = lie_of(call);
     const Channels channels = channels_of(call, lie);
