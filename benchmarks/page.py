@@ -85,9 +85,9 @@ def figure(found: dict[str, list[Row]]) -> str:
             if own and all(name in group and group[name]["median_us"] for name in rivals):
                 eager, compiled = (group[name]["median_us"] / own["median_us"] for name in rivals)
                 return (
-                    f"A fused `LIFNode` layer (T = 8, 2**20 neurons, float32, {own['device_name']}, two threads) takes "
-                    f"{duration(own)}\nforward and backward. SpikingJelly {own['spikingjelly']} itself takes "
-                    f"{eager:.1f} times as long, and {compiled:.1f} times\nunder `torch.compile`."
+                    f"A fused `LIFNode` layer (T = 8, 2**20 neurons, float32, {own['device_name']}, two threads, "
+                    f"`keep_state=False`) takes\n{duration(own)} forward and backward. "
+                    f"SpikingJelly {own['spikingjelly']} itself takes {eager:.1f} times as long, and {compiled:.1f} times\nunder `torch.compile`."
                 )
     return "`python benchmarks/run.py --suite cpu --workload fused` measures on your machine what that brings."
 
@@ -109,9 +109,10 @@ def machine(name: str, rows: list[Row], pictures: list[str]) -> Iterator[str]:
     versions = [
         f"{tool} {first[tool]}" for tool in ("driver", "cuda", "python", "torch", "cupy", "triton") if first[tool]
     ]
-    commits = sorted({row["commit"] for row in rows})
+    commits, dates = (sorted({row[name] for row in rows}) for name in ("commit", "date"))
+    measured = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     link = f"[All rows](../benchmarks/results/{name}/results.csv)"
-    yield f"{', '.join(versions)}; commit {', '.join(commits)}; {first['date']}. {link}.\n"
+    yield f"{', '.join(versions)}; commit {', '.join(commits)}; {measured}. {link}.\n"
     layers = [row for row in rows if row["suite"] in ("kernels", "cpu")]
     for neuron, title in NEURONS.items():
         groups = compared(row for row in layers if row["neuron"] == neuron)

@@ -105,7 +105,9 @@ def test_the_figure_is_that_of_the_rows(tmp_path: Path) -> None:
     write(tmp_path / "keeping", [row | {"allocator": "keeping", "median_us": 3.0} for row in measured])
     write(tmp_path / "machine", measured)
     text = " ".join(page.figure(report.machines(tmp_path)).split())
-    assert "2**20 neurons, float32, a machine, two threads) takes 50 ms forward and backward" in text
+    assert (
+        "2**20 neurons, float32, a machine, two threads, `keep_state=False`) takes 50 ms forward and backward" in text
+    )
     assert "SpikingJelly 2.0.0 itself takes 9.0 times as long, and 2.2 times under `torch.compile`" in text
 
 
