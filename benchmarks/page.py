@@ -87,7 +87,8 @@ def figure(found: dict[str, list[Row]]) -> str:
                 return (
                     f"A fused `LIFNode` layer (T = 8, 2**20 neurons, float32, {own['device_name']}, two threads, "
                     f"`keep_state=False`) takes\n{duration(own)} forward and backward. "
-                    f"SpikingJelly {own['spikingjelly']} itself takes {eager:.1f} times as long, and {compiled:.1f} times\nunder `torch.compile`."
+                    f"SpikingJelly {own['spikingjelly']} itself takes {eager:.1f} times as long, and "
+                    f"{compiled:.1f} times\nunder `torch.compile`."
                 )
     return "`python benchmarks/run.py --suite cpu --workload fused` measures on your machine what that brings."
 
