@@ -297,7 +297,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         states = {}
         for name in self.states:
             value = self._memories_rv[name] if held[name] is NOT_KEPT else held[name]
-            if type(value) not in NUMBERS:
+            if not isinstance(value, (int, float)):
                 value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
             states[name] = value
         return states, _time_step(held) if self.time_dependent else 0

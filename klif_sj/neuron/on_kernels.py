@@ -127,7 +127,8 @@ class OnKernels:
             spikes = spikes.unflatten(1 + start, merged)
             final = [state.unflatten(start, merged) for state in final]
             sequences = [sequence.unflatten(1 + start, merged) for sequence in sequences]
-        return spikes, dict(zip(states, final, strict=False)), dict(zip(states, sequences, strict=False))
+        kept = dict(zip(states, final, strict=True)) if final else {}
+        return spikes, kept, dict(zip(states, sequences, strict=True)) if sequences else {}
 
     def _compiled_step(
         self: Any, names: tuple[str, ...], kinds: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool
