@@ -79,7 +79,8 @@ class _Shape(tuple[int, ...]):
     __hash__ = None  # type: ignore[assignment]
 
 
-SHAPES = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
+# Before torch 2.11 its parser of arguments crashes on any tuple of its own length.
+SHAPES = {Tensor.shape.__get__, Tensor.size} if torch.__version__ >= "2.11" else set()  # type: ignore[attr-defined]
 SIZES = {Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
 
 
@@ -180,16 +181,18 @@ class Hoisting(TorchFunctionMode):
 
 
 def _in_autograd_function() -> bool:
-    """Whether a call comes from the forward of an autograd function."""
+    """Whether a call comes from the forward of an autograd function; with torch 2.15, from one that takes ctx."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame.f_code is _APPLY:
+        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        first = frame.f_locals.get(arguments[0]) if arguments else None
+        if frame.f_code is _APPLY or isinstance(first, torch.autograd.function.FunctionCtx):
             return True
         frame = frame.f_back
     return False
 
 
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 
 
 def _arguments(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -492,6 +492,7 @@ SHAPE_READERS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="an older torch crashes on a shape that refuses to be read")
 @pytest.mark.parametrize("charge", SHAPE_READERS.values(), ids=SHAPE_READERS.keys())
 def test_a_shape_that_is_read_in_python_is_refused(charge: Callable[[Tensor], Any]) -> None:
     """A traced step stands for inputs of all shapes."""
