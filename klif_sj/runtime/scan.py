@@ -135,13 +135,13 @@ class Scan:
             saved = x_seq.new_empty((checkpoints, len(self.program.states), self.neurons), dtype=self.real)
             told[at.checkpoints] = saved.data_ptr()
         if self.neurons:
-            kept = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
             if final:
                 told[at.final] = map(_address, ends)
             if record:
                 told[at.sequences] = map(_address, sequences)
             self.target.launch(work, told)
-            del kept
+            del read  # the record has only their addresses, so they had to live until here
         return spikes, ends, saved, sequences
 
     def _tell_inputs(
@@ -189,9 +189,9 @@ class Scan:
                 if checkpoints.numel() != (wanted := self.checkpoints * len(self.program.states) * self.neurons):
                     raise ValueError(f"klif_sj::backward: expected {wanted} saved states, got {checkpoints.numel()}")
                 told[at.checkpoints] = checkpoints.data_ptr()
-            kept = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
             if grad_spikes is None:
-                grad_spikes = torch.zeros_like(kept[0])
+                grad_spikes = torch.zeros_like(read[0])
             self._check_gradient("the spikes", grad_spikes, self.shape, self.dtype)
             grad_spikes = with_layout(grad_spikes, self.strides)
             told[at.grad_spikes], told[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
@@ -207,7 +207,7 @@ class Scan:
                 told[at.grad_initial] = map(_address, grad_initial)
             told[at.grad_parameters] = sums.data_ptr()
             self.target.launch(work, told)
-            del kept, ends
+            del read, ends  # the record has only their addresses, so they had to live until here
         return grad_x, grad_initial, work.parameter_gradients(sums) if work.kernel.grads else []
 
     def _check_gradient(self, of: str, grad: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
