@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ COMMANDS = (compare, evaluate, info, inspect, reproduce, run, source, train, tun
 
 USER_ERROR = 2
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = shlex.join(["klif-sj", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would complain
+        return PIPE_CLOSED
     except UserError as error:
         print(f"klif-sj: error: {error}", file=sys.stderr)
         return USER_ERROR

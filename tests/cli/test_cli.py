@@ -110,6 +110,18 @@ def test_compare_runs_and_says_where_the_report_is(
     assert "report.md" in printed
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """``klif-sj source klif | head -1`` closes the pipe before all is written."""
+    command = [sys.executable, "-m", "klif_sj", "source", "klif"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == cli.PIPE_CLOSED
+    assert "BrokenPipe" not in said
+
+
 @pytest.mark.parametrize(("neuron", "name"), [("lif", "LIFNode("), ("klif*", "KLIFNode("), ("glif", "GLIFNode(")])
 def test_source_prints_a_neurons_kernels(neuron: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["source", neuron, "--T=3", "--dtype=float16", "--channels=2"]) == 0
