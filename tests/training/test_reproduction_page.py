@@ -279,3 +279,61 @@ def test_committed_results_are_named_after_their_runs_and_say_how_they_were_made
         assert len(found.found["history"]) == found.recipe.epochs
         assert found.found["command"].startswith("klif-sj reproduce ")
         assert found.found["environment"]["torch"]
+
+
+def claim_rows(out: Path) -> dict[str, list[str]]:
+    """The cells after a claim's text, by that text."""
+    section = (out / "README.md").read_text().split("## What the papers claim")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {first: rest for first, *rest in cells}
+
+
+def test_a_claim_holds_only_where_the_whole_interval_is_on_its_side(tmp_path: Path) -> None:
+    """Differences 2, 3, 4 points: 3 +- 4.303 / sqrt(3). ReLU's are -1, 1, 6: too wide. k alone's are negative."""
+    for seed, (lif, klif, only_k, only_relu) in enumerate(
+        [(0.50, 0.52, 0.40, 0.49), (0.52, 0.55, 0.43, 0.53), (0.51, 0.55, 0.405, 0.57)]
+    ):
+        accuracies = {"lif": lif, "klif": klif, "klif-only-k": only_k, "klif-only-relu": only_relu}
+        for neuron, accuracy in accuracies.items():
+            run = result("klif-vgg16", neuron, [accuracy], seed=seed, width=0.125)
+            (tmp_path / "results").mkdir(exist_ok=True)
+            (tmp_path / "results" / f"{neuron}{seed}.json").write_text(json.dumps(run))
+    write_page(tmp_path)
+    rows = claim_rows(tmp_path)
+    size = "[klif-vgg16-width0.125](#klif-vgg16-width0125)"
+    assert rows["KLIF is above LIF"] == ["+7.08", "+3.00 [+0.52, +5.48] points", "3", "**holds**", size]
+    assert rows["k alone helps: above LIF"][0] == "+4.51"
+    assert rows["k alone helps: above LIF"][3] == "**does not hold**"
+    assert rows["ReLU alone helps: above LIF"][1:4] == ["+2.00 [-6.96, +10.96] points", "3", "cannot say at this size"]
+    assert rows["k settles above 1 in most layers"][1:4] == ["50 % of the layers", "3", "cannot say at this size"]
+    assert rows["KLIF fires more than LIF in most layers"][1:4] == ["0 % of the layers", "3", "**does not hold**"]
+
+
+def test_one_seed_supports_no_claim(tmp_path: Path) -> None:
+    write(tmp_path, result("klif-vgg16", "lif", [0.5]), result("klif-vgg16", "klif", [0.6]))
+    write_page(tmp_path)
+    assert claim_rows(tmp_path)["KLIF is above LIF"][1:4] == ["+10.00 points", "1", "cannot say with one seed"]
+
+
+def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> None:
+    """Leads at T = 1: 0, 1 points; at T = 8: 4, 6; their differences 4, 5: 4.5 +- 12.706 / 2."""
+    runs = []
+    for steps, leads in {1: (0.0, 0.01), 4: (0.02, 0.02), 8: (0.04, 0.06)}.items():
+        for seed, lead in enumerate(leads):
+            given = {"seed": seed, "time_steps": steps, "width": 0.125}
+            runs += [
+                result("clif-cifar10", "lif", [0.5], **given),
+                result("clif-cifar10", "clif", [0.5 + lead], **given),
+            ]
+    write(tmp_path, *runs)
+    write_page(tmp_path)
+    row = claim_rows(tmp_path)["CLIF's lead over LIF grows from T = 1 to T = 8"]
+    assert row[1:4] == ["+4.50 [-1.85, +10.85] points", "2", "cannot say at this size"]
+    assert row[4].startswith("[clif-cifar10-T8-width0.125]")
+
+
+def test_a_page_without_comparable_runs_claims_nothing(tmp_path: Path) -> None:
+    write(tmp_path, result("klif-vgg16", "lif", [0.5]))
+    write_page(tmp_path)
+    assert "What the papers claim" not in (tmp_path / "README.md").read_text()

@@ -11,6 +11,7 @@ from typing import Any
 from ...models import NEURONS
 from ..atomic import write_atomically
 from ..recipe import Recipe
+from .claims import claims, claims_table
 from .paper_tables import TABLES, TUNED, Table, as_text, changes, size_name, title_of
 from .pictures import PICTURES, draw_neurons
 from .summary import conclusion, markdown_table, mean_and_deviation, paired_difference
@@ -38,6 +39,15 @@ files alone, `python docs/reproduction/page.py`.
   *smaller* is not to be held against the paper; its neurons compare with each other, as they share recipe, initial
   weights and order of the data. *Tuned* is what was chosen for each neuron on training samples that were put aside.
   What the paper leaves open and we chose is at the head of each recipe, in `klif_sj/training/recipes`.
+"""
+
+CLAIMS = """\
+## What the papers claim
+
+Each claim that our runs say something about, with the paper's own figure. A claim *holds* where the whole 95 % interval
+over the seeds is on its side, and *does not hold* where it is on the other. Elsewhere the runs *cannot say*: they are
+too few, or the difference is too small, which is no evidence against the paper. The command of the runs stands in their
+section.
 """
 
 
@@ -132,6 +142,8 @@ def page(
     :param tuned: what was tuned for the neurons of a size
     """
     parts = [INTRODUCTION]
+    if judged := claims(results):
+        parts += [CLAIMS, claims_table(judged)]
     for table in TABLES.values():
         parts += [f"## Table {table.number}: {table.title}\n", _table_of(table, results)]
     for size, group in _by_size(results).items():
