@@ -124,13 +124,13 @@ def kernel_of(neuron: str, pass_: str, dtype: str, steps: int, layout: str) -> K
     node = ours(NEURONS[neuron], "torch", steps, CHANNELS)
     program = node.program(torch.float64 if dtype == "float64" else torch.float32)
     by_channel = any(p.per_channel for p in program.parameters)
-    columns = by_channel and layout == "channels-last"
-    return Kernel(program, steps, getattr(torch, dtype), columns, False, pass_ == "backward")
+    channels_innermost = by_channel and layout == "channels-last"
+    return Kernel(program, steps, getattr(torch, dtype), channels_innermost, False, pass_ == "backward")
 
 
 def geometry_of(kernel: Kernel) -> Geometry:
     neurons = SIZE // kernel.steps
-    if kernel.columns:
+    if kernel.channels_innermost:
         return Geometry(neurons // CHANNELS, CHANNELS, 1)
     if any(p.per_channel for p in kernel.program.parameters):
         return Geometry(neurons // (CHANNELS * POSITIONS), CHANNELS, POSITIONS)
@@ -138,12 +138,9 @@ def geometry_of(kernel: Kernel) -> Geometry:
 
 
 def with_16_bytes(found: Found) -> Found:
-    """With what the kernel would be like if threads moved 16 bytes at a time, where they move less.
-
-    Not of a bfloat16 one, which takes the registers of a float16 one.
-    """
+    """With what the kernel would be like if threads moved 16 bytes at a time, where they move less."""
     wide = 16 // getattr(torch, found.dtype).itemsize
-    if found.vector == wide or found.dtype == "bfloat16":
+    if found.vector == wide:
         return found
     try:
         other = read(found.neuron, found.pass_, found.dtype, found.T, found.layout, 90, wide)
@@ -175,7 +172,7 @@ def read(neuron: str, pass_: str, dtype: str, steps: int, layout: str, arch: int
     seconds = scoreboard.cycles(found, max(round(warps / 4), 1), max(round(lives), 1)) / scoreboard.CLOCK
     finish = finish_seconds(kernel, functions, arch, geometry, shares) if kernel.grads else 0.0
     moved = (3 if kernel.backward else 2) * SIZE * size
-    turns = rows if not kernel.columns else math.ceil(rows * cuda.block_width(CHANNELS, vector) / threads)
+    turns = rows if not kernel.channels_innermost else math.ceil(rows * cuda.block_width(CHANNELS, vector) / threads)
     loads, stores = widths(trace, "LDG", packs), widths(trace, "STG", packs)
     return Found(
         neuron, pass_, dtype, steps, layout, vector,
@@ -208,7 +205,13 @@ def finish_seconds(kernel: Kernel, functions: dict[str, Code], arch: int, geomet
 def fields(kernel: Kernel, geometry: Geometry, rows: int) -> dict[int, tuple[str, int | None]]:
     """The argument block of a usual training call: states start at zero, and nobody asks for the final ones."""
     neurons = geometry.neurons
-    numbers = {"x_stride": neurons, "grad_spikes_stride": neurons, "rows": rows, "neighbours": 1, "initial_value": 0}
+    numbers = {
+        "x_stride": neurons,
+        "grad_spikes_stride": neurons,
+        "rows": rows,
+        "channel_repeat": 1,
+        "initial_value": 0,
+    }
     numbers |= geometry._asdict()
     missing = {"initial", "final", "sequences", "grad_final", "grad_sequences", "grad_initial"}
     missing |= {"checkpoints"} if kernel.steps <= cuda.segment(kernel.program) else set()

@@ -7,13 +7,35 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from spikingjelly.activation_based import base, functional, neuron
 from torch import Tensor
 
 from . import LINE, SPIKINGJELLY_2
+
+
+class SpikingNode(Protocol):
+    """What a call needs of a neuron whose class is SpikingJelly's or a user's. No class has all of it."""
+
+    _fused_states: tuple[str, ...]
+    _memories: dict[str, Any]
+    T: int
+    v: Any
+    store_v_seq: bool
+    v_seq: Tensor
+    store_state_seqs: bool
+    state_seqs: list[Tensor]
+
+    def v_float_to_tensor(self, x: Tensor) -> None: ...
+
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
+    ) -> tuple[Any, ...]: ...
+
+    def _append_v_seq(self, v: Tensor) -> None: ...
+
 
 HOOKS = ("neuronal_charge", "neuronal_adaptation", "neuronal_fire", "neuronal_reset")
 """The methods of which 0.0.0.0.14 makes a step."""
@@ -388,17 +410,17 @@ def _gated_lif_parameters(node: Any) -> dict[str, tuple[Tensor, bool]]:
     return {**{n: (getattr(node, n).sigmoid(), False) for n in names}, "conduct": (node.conduct.sigmoid(), True)}
 
 
-def _is_gated(node: Any) -> bool:
+def _is_gated(node: SpikingNode) -> bool:
     return SPIKINGJELLY_2 and isinstance(node, neuron.GatedLIFNode)
 
 
-def check_sequence(node: Any, x_seq: Tensor) -> None:
+def check_sequence(node: SpikingNode, x_seq: Tensor) -> None:
     """:raises ValueError: for a sequence of another length than a neuron is made for"""
     if _is_gated(node) and x_seq.shape[0] != node.T:
         raise ValueError(f"{type(node).__name__}: expected T = {node.T} time steps, got {x_seq.shape[0]}")
 
 
-def starting_states(node: Any, x: Tensor, step_mode: str, dtype: torch.dtype, own: bool) -> dict[str, Any]:
+def starting_states(node: SpikingNode, x: Tensor, step_mode: str, dtype: torch.dtype, own: bool) -> dict[str, Any]:
     """The states that a call with input x starts from, as SpikingJelly would have them.
 
     :param dtype: of states; those that a call has left in it are not converted to that of x, as SpikingJelly would
@@ -423,12 +445,12 @@ def starting_states(node: Any, x: Tensor, step_mode: str, dtype: torch.dtype, ow
     return dict(zip(names, node.materialize_states((x,), held, step_mode), strict=True))
 
 
-def left_states(node: Any, final: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def left_states(node: SpikingNode, final: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a call leaves as states."""
     return {"v": final["v"], "u": final["v"]} if _is_gated(node) else dict(final)
 
 
-def stores_states(node: Any, step_mode: str) -> bool:
+def stores_states(node: SpikingNode, step_mode: str) -> bool:
     """Whether a call records the states of every step."""
     cls = type(node)  # to ask the node for what it has not would take far longer
     if hasattr(cls, "store_state_seqs") and node.store_state_seqs:  # ComplementaryLIFNode
@@ -438,7 +460,7 @@ def stores_states(node: Any, step_mode: str) -> bool:
     return step_mode == "m" or (SPIKINGJELLY_2 and isinstance(node, neuron.BaseNode))
 
 
-def store_states(node: Any, sequences: Mapping[str, Tensor], step_mode: str) -> None:
+def store_states(node: SpikingNode, sequences: Mapping[str, Tensor], step_mode: str) -> None:
     """Record the states of every step, ``[T, N, *]``, as SpikingJelly does."""
     if getattr(node, "store_state_seqs", False):
         node.state_seqs = list(sequences.values())

@@ -49,12 +49,12 @@ FIELDS = (
     Field(
         "partial", "real *", "sums of parameter gradients before the second pass; null on the host, where they are few"
     ),
-    Field("grad_parameters", "real *", "[GRADS, channels / neighbours]"),
+    Field("grad_parameters", "real *", "[GRADS, channels / channel_repeat]"),
     Field("outer", "int64 ", "neuron = (outer * channels + channel) * inner + position"),
     Field("channels", "int64 ", "see outer"),
     Field("inner", "int64 ", "see outer"),
     Field("rows", "int64 ", "tiles or blocks that one row of partial sums is of"),
-    Field("neighbours", "int64 ", "with COLUMNS: so many in a row share parameters, and sums"),
+    Field("channel_repeat", "int64 ", "with CHANNELS_INNERMOST: so many in a row share parameters, and sums"),
     Field("threads", "int64 ", "on the host"),
     Field("sums", "int64 ", "on the host: how many partial sums there are"),
 )

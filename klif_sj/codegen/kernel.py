@@ -18,14 +18,14 @@ STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: 
 class Kernel:
     """What one compiled source serves: a program, for T steps, in one dtype and schedule.
 
-    ``columns``: neighbouring neurons have different channels (channels_last, or no channels at all but per-channel
-    parameters), instead of runs of neurons that share one.
+    ``channels_innermost``: neighbouring neurons have different channels (channels_last, or no channels at all but
+    per-channel parameters), instead of runs of neurons that share one.
     """
 
     program: Program
     steps: int
     dtype: torch.dtype
-    columns: bool
+    channels_innermost: bool
     record: bool
     backward: bool
 
@@ -35,7 +35,7 @@ class Kernel:
     @functools.cached_property
     def _hash(self) -> int:
         """Once: it goes through all of the program, and several caches are asked for a kernel in every call."""
-        return hash((self.program, self.steps, self.dtype, self.columns, self.record, self.backward))
+        return hash((self.program, self.steps, self.dtype, self.channels_innermost, self.record, self.backward))
 
     @functools.cached_property
     def real(self) -> torch.dtype:
@@ -44,18 +44,18 @@ class Kernel:
         return dtype
 
     @property
-    def totals(self) -> int:
+    def summed_grads(self) -> int:
         """Learned parameters whose gradient is one sum over all time steps."""
         return sum(not p.per_step for p in self.program.learned) if self.backward else 0
 
     @property
-    def stepwise(self) -> int:
+    def per_step_grads(self) -> int:
         """Learned parameters with a gradient for each time step."""
         return sum(p.per_step for p in self.program.learned) if self.backward else 0
 
     @functools.cached_property
     def grads(self) -> int:
-        return self.totals + self.stepwise * self.steps
+        return self.summed_grads + self.per_step_grads * self.steps
 
     @functools.cached_property
     def values_of_channel(self) -> int:
@@ -103,8 +103,8 @@ class Kernel:
             "T": self.steps,
             "STATES": len(program.states),
             "PARAMETERS": len(program.parameters),
-            "TOTALS": self.totals,
-            "STEPWISE": self.stepwise,
+            "SUMMED": self.summed_grads,
+            "BY_STEP": self.per_step_grads,
             **constants,
         }
         masks = {
@@ -112,7 +112,7 @@ class Kernel:
             "PER_CHANNEL": sum(p.per_channel << i for i, p in enumerate(program.parameters)),
             "PREPARED": sum(p.prepared << i for i, p in enumerate(program.parameters)),
         }
-        flags = {"COLUMNS": self.columns, "RECORD": self.record}
+        flags = {"CHANNELS_INNERMOST": self.channels_innermost, "RECORD": self.record}
         return "\n".join(
             [
                 f"#define BACKWARD {int(self.backward)}",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .emit import c_identifier, exact_operations, function_body, worth_keeping
+from .emit import COSTLY, c_identifier, exact_operations, function_body, worth_keeping
 from .trace import Graph, PlainTorch, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
 SEGMENT = 16
@@ -63,6 +63,11 @@ class Program:
     @functools.cached_property
     def learned(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.learned)
+
+    @functools.cached_property
+    def costly(self) -> bool:
+        """Whether a step computes an exponential or another operation that takes as long."""
+        return any(f"{name}_(" in self.forward for name in COSTLY)
 
     @functools.cached_property
     def text(self) -> str:

@@ -85,7 +85,7 @@ REMEMBERED = 64
 
 
 def step_of(
-    node: Any, equations: Callable[[], Equations], states: Sequence[str], effective: tuple[Kind, ...],
+    node: nn.Module, equations: Callable[[], Equations], states: Sequence[str], effective: tuple[Kind, ...],
     dtype: torch.dtype, needs_grad: bool, sources: Sources | None = None,
 ) -> tuple[NeuronStep, tuple[Tensor, ...]]:  # fmt: skip
     """The step of a neuron with effective parameters of these kinds, and the neuron's tensors that it reads.
@@ -175,7 +175,7 @@ def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tup
     return known, parameters
 
 
-def _trace_sources(node: Any, compute: Computation, reads: Reads) -> dict[str, tuple[int, bool]]:
+def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[str, tuple[int, bool]]:
     own = {path: own_name(path) for path, _ in node.named_parameters()}
     per_step: dict[str, bool] = {}
 
@@ -196,7 +196,7 @@ def _trace_sources(node: Any, compute: Computation, reads: Reads) -> dict[str, t
     return positions if graph.operations else {}  # own parameters that are taken as they are need no computation
 
 
-def _computed(node: Any, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
+def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
     found = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
     return found
@@ -222,7 +222,7 @@ def _remember(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
 
 
 def _trace(
-    node: Any, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
+    node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, sources: Sources | None,
 ) -> tuple[NeuronStep, Reads]:  # fmt: skip
     """A step and what its trace read: tensors of one element as numbers of the step, others by a prologue.
@@ -246,7 +246,7 @@ def _trace(
 
 
 def _trace_with(
-    numbers: Mapping[str, Tensor], shaped: Mapping[str, Tensor], node: Any, states: Sequence[str],
+    numbers: Mapping[str, Tensor], shaped: Mapping[str, Tensor], node: nn.Module, states: Sequence[str],
     equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype, backward: bool,
     sources: Sources | None,
 ) -> tuple[NeuronStep, Reads]:  # fmt: skip
@@ -296,7 +296,7 @@ def _trace_with(
     return NeuronStep(program, own, taken, prologue, reads.constants), reads
 
 
-def _preparation(node: Any, sources: Sources) -> Step:
+def _preparation(node: nn.Module, sources: Sources) -> Step:
     """What computes the effective parameters, as if they were states, from the neuron's own."""
 
     def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -72,7 +72,7 @@ class OnKernels:
         raise NotImplementedError
 
     def _run_kernel(
-        self, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
+        self: Any, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
         kinds: tuple[Kind, ...], channel_dim: int | None, record: bool, keep: bool, sources: Sources | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         """Spikes, final states where they are to be kept, and the states at every step where they are recorded.

@@ -25,5 +25,5 @@ def cuda_source(program: Program, steps: int, dtype: torch.dtype) -> str:
     from ..codegen.kernel import Kernel
     from . import cuda
 
-    kernel = Kernel(program, steps, dtype, columns=False, record=False, backward=True)
+    kernel = Kernel(program, steps, dtype, channels_innermost=False, record=False, backward=True)
     return cuda.source(kernel, cuda.vector_width(kernel))

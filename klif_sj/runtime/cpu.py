@@ -179,7 +179,7 @@ def prepared(work: Pass) -> tuple[Callable[[bytes], int], int, int, bool]:
     share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
     """
     kernel, (outer, channels, inner) = work.kernel, work.geometry
-    if kernel.columns:
+    if kernel.channels_innermost:
         rows = max(math.ceil(outer / 64), 1)
         sums = math.ceil(outer / rows) * kernel.grads * channels
     else:

@@ -25,17 +25,16 @@ BLOCK = 128
 """Threads of a block."""
 
 GRADIENT_BLOCKS = {False: 24, True: 6}
-"""Blocks for each multiprocessor of a kernel that sums gradients, in the schedule without and with ``columns``: each
-leaves partial sums behind, with ``columns`` those of many channels.
+"""Blocks for each multiprocessor of a kernel that sums gradients, by whether channels are innermost: each block leaves
+partial sums behind, with channels innermost those of many channels.
 """
 
-REGISTERS = {False: 150, True: 110}
-"""Registers that a thread may spend on what :func:`_registers` counts, in the schedule without and with ``columns``;
-the rest is for the arithmetic."""
+REGISTERS = {"contiguous": 190, "channels innermost, forward": 175, "channels innermost, backward": 116}
+"""Registers that a thread may spend on what :func:`_registers` counts, by schedule; the rest is for the arithmetic."""
 
-UNROLLED = 32
-"""Steps, over all its neighbours, that a backward thread unrolls at the most: twice as many forward or with one state,
-half as many where several parameters have a value for every step."""
+UNROLLED = 128
+"""Steps, over all its neighbours, that a thread unrolls at the most: half as many backward or where a step computes an
+exponential or the like, a quarter backward with several states, an eighth with several learned per-step parameters."""
 
 
 def require() -> None:
@@ -60,8 +59,8 @@ def segment(program: Program) -> int:
     """Steps that are walked at a time: fewer where several parameters with a value for each step are learned, as a
     thread holds the gradients of a segment's steps in registers, of which a float64 takes two.
     """
-    stepwise = sum(p.per_step for p in program.learned) * (2 if program.dtype == "float64" else 1)
-    return SEGMENT if stepwise <= 1 else SEGMENT // 2 if stepwise == 2 else SEGMENT // 4
+    per_step = sum(p.per_step for p in program.learned) * (2 if program.dtype == "float64" else 1)
+    return SEGMENT if per_step <= 1 else SEGMENT // 2 if per_step == 2 else SEGMENT // 4
 
 
 def source(kernel: Kernel, vector: int) -> str:
@@ -80,23 +79,30 @@ def vector_width(kernel: Kernel) -> int:
     if kernel.record:
         return 1
     steps, width = min(segment(kernel.program), kernel.steps), 16 // kernel.dtype.itemsize
-    most = UNROLLED if kernel.backward and len(kernel.program.states) > 1 else 2 * UNROLLED
+    most = UNROLLED
+    if kernel.backward or kernel.program.costly:
+        most = UNROLLED // 4 if kernel.backward and len(kernel.program.states) > 1 else UNROLLED // 2
     if segment(kernel.program) < SEGMENT:
-        most = UNROLLED // 2
-    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[kernel.columns]):
+        most = UNROLLED // 8
+    schedule = "contiguous"
+    if kernel.channels_innermost:
+        schedule = f"channels innermost, {'backward' if kernel.backward else 'forward'}"
+    while width > 1 and (width * steps > most or _registers(kernel, width) > REGISTERS[schedule]):
         width //= 2
     return width
 
 
 def _registers(kernel: Kernel, width: int) -> int:
-    """A rough count for a thread: x and the gradients as they are moved, the states of every step, parameters and sums.
+    """A rough count for a thread: x and the gradients as they are moved, the step at hand, the states of every step
+    backward, parameters and sums.
 
-    With ``columns`` every neighbour has parameters and sums of its own.
+    Where channels are innermost, every neighbour has parameters and sums of its own.
     """
     steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
-    own = kernel.totals + kernel.stepwise * steps + sum(steps if p.per_step else 1 for p in parameters)
-    numbers = kernel.backward * steps * (len(kernel.program.states) + 2) + own * (width if kernel.columns else 1)
+    own = kernel.summed_grads + kernel.per_step_grads * steps + sum(steps if p.per_step else 1 for p in parameters)
+    numbers = width * (len(kernel.program.states) + 2) + own * (width if kernel.channels_innermost else 1)
+    numbers += kernel.backward * steps * (len(kernel.program.states) + 2)
     return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
 
@@ -104,7 +110,7 @@ def fitting_vector(work: Pass, record: list[Any]) -> int:
     """:func:`vector_width`, halved until every row starts on its boundary."""
     kernel, geometry, at = work.kernel, work.geometry, work.layout.at
     vector = vector_width(kernel)
-    rows = geometry.neurons | (geometry.channels if kernel.columns else geometry.inner)
+    rows = geometry.neurons | (geometry.channels if kernel.channels_innermost else geometry.inner)
     rows |= record[at.x_stride] | record[at.grad_spikes_stride]
     while vector > 1 and rows % vector:
         vector //= 2
@@ -125,8 +131,8 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
     sums are written.
     """
     outer, channels, inner = geometry
-    enough = processors * (GRADIENT_BLOCKS[kernel.columns] if kernel.grads else 64)
-    if kernel.columns:
+    enough = processors * (GRADIENT_BLOCKS[kernel.channels_innermost] if kernel.grads else 64)
+    if kernel.channels_innermost:
         wide = block_width(channels, vector)
         tall, across = BLOCK // wide, math.ceil(channels / (wide * vector))
         shares = min(math.ceil(outer / tall), max(enough // across, 1))
@@ -140,7 +146,7 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
 
 
 def block_width(channels: int, vector: int) -> int:
-    """Threads of a block that lie side by side over channels, with ``columns``: as many as there is work for."""
+    """Threads of a block that lie side by side over innermost channels: as many as there is work for."""
     return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
 
 

@@ -28,7 +28,7 @@ class Pass:
         at = self.layout.at
         self.record[at.x_stride] = self.record[at.grad_spikes_stride] = geometry.neurons
         self.record[at.outer], self.record[at.channels], self.record[at.inner] = geometry
-        self.record[at.neighbours] = geometry.channels // channels
+        self.record[at.channel_repeat] = geometry.channels // channels
         learned = kernel.program.learned
         self._shapes = [(*(kernel.steps,) * p.per_step, *(channels,) * p.per_channel) for p in learned]
         self._rows = [kernel.steps if p.per_step else 1 for p in learned]

@@ -16,8 +16,8 @@ from . import cpu, cuda
 from .launch import Pass, address
 from .layout import Geometry, empty_sequence, geometry, lies_as, step_strides, with_layout
 
-COLUMN_LIMIT = 32
-"""Channels with fewer neurons than this in a row are laid side by side instead (the ``columns`` schedule)."""
+CHANNELS_INNERMOST_BELOW = 32
+"""Channels with fewer neurons than this in a row take the schedule for channels that are innermost."""
 
 Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 """Spikes, final states, checkpoints where a sequence has any, and recorded states."""
@@ -73,9 +73,9 @@ class Scan:
         self.checkpoints = (self.shape[0] - 1) // target.segment(program)
         per_channel = any(p.per_channel for p in program.parameters)
         laid = geometry(self.step, self.strides, channel_dim if per_channel else None)
-        self.columns = laid.channels > 1 and laid.inner < COLUMN_LIMIT
+        self.channels_innermost = laid.channels > 1 and laid.inner < CHANNELS_INNERMOST_BELOW
         self.channels = laid.channels
-        self.geometry = Geometry(laid.outer, laid.channels * laid.inner, 1) if self.columns else laid
+        self.geometry = Geometry(laid.outer, laid.channels * laid.inner, 1) if self.channels_innermost else laid
         self._x_lies = lies_as(self.step, strides[1:], self.strides)
         self._passes: dict[tuple[bool, bool], Pass] = {}
         whole, dense = self.shape, (self.neurons, *self.strides)
@@ -102,7 +102,7 @@ class Scan:
             )
 
     def _pass(self, backward: bool, record: bool) -> Pass:
-        kernel = Kernel(self.program, self.shape[0], self.dtype, self.columns, record, backward)
+        kernel = Kernel(self.program, self.shape[0], self.dtype, self.channels_innermost, record, backward)
         return self._passes.setdefault((backward, record), Pass(kernel, self.geometry, self.channels, self.device))
 
     def forward(

@@ -122,16 +122,16 @@ def _kernels() -> list[tuple[str, Kernel]]:
         for steps in (1, 4, 8, 16):
             program = program_of(make(steps, 5))
             for dtype in (torch.float32, torch.float16):
-                for columns in {False, any(p.per_channel for p in program.parameters)}:
+                for innermost in {False, any(p.per_channel for p in program.parameters)}:
                     for backward in (False, True):
-                        name = f"{make.__name__}-T{steps}-{dtype}-{'columns' if columns else 'rows'}-{backward}"
-                        kernels.append((name, Kernel(program, steps, dtype, columns, False, backward)))
+                        name = f"{make.__name__}-T{steps}-{dtype}-{'innermost' if innermost else 'rows'}-{backward}"
+                        kernels.append((name, Kernel(program, steps, dtype, innermost, False, backward)))
     long = program_of(glif(40, 5))
-    kernels += [(f"glif-T40-columns-{b}", Kernel(long, 40, torch.float32, True, False, b)) for b in (False, True)]
+    kernels += [(f"glif-T40-innermost-{b}", Kernel(long, 40, torch.float32, True, False, b)) for b in (False, True)]
     program = program_of(glif(16, 5), torch.float64)
     kernels += [
-        (f"glif-T16-float64-{columns}", Kernel(program, 16, torch.float64, columns, False, True))
-        for columns in (False, True)
+        (f"glif-T16-float64-{innermost}", Kernel(program, 16, torch.float64, innermost, False, True))
+        for innermost in (False, True)
     ]
     for dtype in (torch.bfloat16, torch.float64):
         program = program_of(klif(4, 5), torch.float64 if dtype == torch.float64 else torch.float32)

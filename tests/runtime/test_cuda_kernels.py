@@ -80,8 +80,8 @@ def undo(monkeypatch: pytest.MonkeyPatch) -> Undo:
     return patched
 
 
-def kernel_of(make: Make, steps: int, dtype: torch.dtype, backward: bool, columns: bool = False) -> Kernel:
-    return Kernel(program_of(make(steps, 64)), steps, dtype, columns, False, backward)
+def kernel_of(make: Make, steps: int, dtype: torch.dtype, backward: bool, channels_innermost: bool = False) -> Kernel:
+    return Kernel(program_of(make(steps, 64)), steps, dtype, channels_innermost, False, backward)
 
 
 def ptx(kernel: Kernel) -> str:
@@ -148,11 +148,11 @@ def test_a_16_bit_number_is_rounded_by_one_instruction(undo: Undo) -> None:
 FMA = "fma_(float a, float b, float c) { return fmaf(a, b, c); }"
 
 
-@pytest.mark.parametrize("columns", [False, True], ids=["contiguous", "columns"])
-def test_a_gradients_product_is_rounded_with_its_sum(columns: bool, undo: Undo) -> None:
+@pytest.mark.parametrize("channels_innermost", [False, True], ids=["contiguous", "channels_innermost"])
+def test_a_gradients_product_is_rounded_with_its_sum(channels_innermost: bool, undo: Undo) -> None:
     """A fifth of the instructions of GLIF's gradient. The step itself has none: its spikes are torch's."""
-    assert "fma.rn.f32" not in ptx(kernel_of(glif, 4, torch.float16, False, columns))
-    kernel = kernel_of(glif, 4, torch.float16, True, columns)
+    assert "fma.rn.f32" not in ptx(kernel_of(glif, 4, torch.float16, False, channels_innermost))
+    kernel = kernel_of(glif, 4, torch.float16, True, channels_innermost)
     steps = 4 * cuda.vector_width(kernel)
     arithmetic = r"\b(?:add|sub|mul|fma)\.(?:rn\.)?f32\b"
     fused = ptx(kernel)
@@ -220,7 +220,7 @@ def test_all_loads_are_asked_for_at_once(backward: bool, undo: Undo) -> None:
         pytest.skip(str(error))
     pass_ = "backward" if backward else "forward"
     few = sass.read("clif", pass_, "float16", 16, "contiguous", 90).memory_waits
-    undo("cuda.cu", "something & bits32(call.neighbours >> 32)", "0")
+    undo("cuda.cu", "something & bits32(call.channel_repeat >> 32)", "0")
     many = sass.read("clif", pass_, "float16", 16, "contiguous", 90).memory_waits
     assert few <= 4 < 10 < many
 
@@ -267,7 +267,7 @@ def test_channels_innermost_leave_few_threads_idle(channels: int) -> None:
 
 def test_few_partial_sums_and_a_block_for_each_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the second pass is a few loads for each thread, also with channels innermost."""
-    kernel = kernel_of(glif, 4, torch.float16, True, columns=True)
+    kernel = kernel_of(glif, 4, torch.float16, True, channels_innermost=True)
     layer = kernel, Geometry(1 << 18, 64, 1), cuda.vector_width(kernel), 132
     _, rows, shares = cuda.grid(*layer)
     assert rows * shares >= 1 << 18

@@ -38,8 +38,8 @@ def compiled(kernel: Kernel, target: str, *more: str) -> bytes:
 
 def kernel_of(make: Make, dtype: torch.dtype, backward: bool, steps: int = 2) -> Kernel:
     program = program_of(make(steps, 5), torch.float64 if dtype == torch.float64 else torch.float32)
-    columns = any(p.per_channel for p in program.parameters)
-    return Kernel(program, steps, dtype, columns, False, backward)
+    channels_innermost = any(p.per_channel for p in program.parameters)
+    return Kernel(program, steps, dtype, channels_innermost, False, backward)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,8 +1,8 @@
 // What a launch is told, and what a time step reads: what the GPU and the host have in common.
 
 constexpr int SEGMENTS = (T + SEGMENT - 1) / SEGMENT;      // a long sequence is walked in segments
-constexpr int LEARNED = TOTALS + STEPWISE;                 // parameters that have a gradient: one sum, or one per step
-constexpr int GRADS = TOTALS + STEPWISE * T;
+constexpr int LEARNED = SUMMED + BY_STEP;                  // parameters that have a gradient: one sum, or one per step
+constexpr int GRADS = SUMMED + BY_STEP * T;
 DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
 
 typedef real State[STATES];
@@ -21,7 +21,7 @@ struct View {
 
 // How many values parameter j has.
 INLINE int64 size_of(const Call &call, int j) {
-    return (PER_STEP >> j & 1 ? T : 1) * (PER_CHANNEL >> j & 1 ? call.channels / call.neighbours : 1);
+    return (PER_STEP >> j & 1 ? T : 1) * (PER_CHANNEL >> j & 1 ? call.channels / call.channel_repeat : 1);
 }
 
 // Calls body(j, to) for every parameter that is prepared, with the place of its prepared values.
@@ -44,12 +44,12 @@ INLINE void prepare_values(const Call &call, int64 first, int64 stride) {
 
 // The gradient of the neuron's own parameter, from the sum `sum` of gradient g for a channel.
 INLINE real gradient_of(const Call &call, int g, int64 channel, real sum) {
-    const int of = g < TOTALS ? g : TOTALS + (g - TOTALS) / T, t = g < TOTALS ? 0 : (g - TOTALS) % T;
+    const int of = g < SUMMED ? g : SUMMED + (g - SUMMED) / T, t = g < SUMMED ? 0 : (g - SUMMED) % T;
     real result = sum;
     unroll<LEARNED>([&](auto j) LAMBDA {
         if constexpr (PREPARED >> j.value & 1) if (of == j) {
             constexpr bool per_step = PER_STEP >> j.value & 1, per_channel = PER_CHANNEL >> j.value & 1;
-            const int64 step = per_step ? t * (per_channel ? call.channels / call.neighbours : 1) : 0;
+            const int64 step = per_step ? t * (per_channel ? call.channels / call.channel_repeat : 1) : 0;
             result = prepared_back(j, call.parameters[j][step + (per_channel ? channel : 0)], sum);
         }
     });
@@ -64,7 +64,7 @@ INLINE View view_of(const Call &call) {
         view.sequences[j] = call.sequences[j];
         view.grad_sequences[j] = call.grad_sequences[j];
     });
-    view.channels = call.channels / call.neighbours;
+    view.channels = call.channels / call.channel_repeat;
     view.neurons = call.outer * call.channels * call.inner;
     return view;
 }

@@ -39,12 +39,16 @@ struct Block {
 };
 
 // How many runs of blocks there are side by side, each with its own channels, and one after the other.
-static int64 runs_beside(const Call &call) { return COLUMNS ? blocks_of(call.channels, LANES) : call.channels; }
-static int64 blocks_in_line(const Call &call) { return call.outer * (COLUMNS ? 1 : blocks_of(call.inner, LANES)); }
+static int64 runs_beside(const Call &call) {
+    return CHANNELS_INNERMOST ? blocks_of(call.channels, LANES) : call.channels;
+}
+static int64 blocks_in_line(const Call &call) {
+    return call.outer * (CHANNELS_INNERMOST ? 1 : blocks_of(call.inner, LANES));
+}
 static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
 
 // Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums.
-// With COLUMNS every neuron of a block has its own channel (inner is 1); without, a block lies within one.
+// With CHANNELS_INNERMOST every neuron of a block has its own channel (inner is 1); without, a block lies within one.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
     const int64 beside = runs_beside(call), runs = beside * runs_in_line(call), wide = blocks_of(call.inner, LANES);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
@@ -53,10 +57,10 @@ template <class Body> static void for_blocks(const Call &call, const Body &body)
         for (int64 run = 0; run < runs; run++) {
             const int64 begin = run / beside * call.rows, end = begin + call.rows, blocks = blocks_in_line(call);
             for (int64 b = begin; b < end && b < blocks; b++) {
-                const int64 position = (COLUMNS ? run % beside : b % wide) * LANES;
-                const int64 left = (COLUMNS ? call.channels : call.inner) - position;
+                const int64 position = (CHANNELS_INNERMOST ? run % beside : b % wide) * LANES;
+                const int64 left = (CHANNELS_INNERMOST ? call.channels : call.inner) - position;
                 const int lanes = left < LANES ? left : LANES;
-                if (COLUMNS)
+                if (CHANNELS_INNERMOST)
                     body(Block{b * call.channels + position, position, lanes,
                                run / beside * GRADS * call.channels + position, call.channels, b == begin});
                 else {
@@ -139,7 +143,7 @@ constexpr int NO_MEMORY = 1;
 
 // What every step looks up. Where neighbours share a channel, its parameters are written out for every column, to `to`:
 // so the lanes of a vector read them side by side.
-static int64 spread_size(const Call &call) { return call.neighbours > 1 ? VALUES_OF_CHANNEL * call.channels : 0; }
+static int64 spread_size(const Call &call) { return call.channel_repeat > 1 ? VALUES_OF_CHANNEL * call.channels : 0; }
 static int64 prepared_size(const Call &call) {
     int64 size = 0;
     for_prepared(call, [&](auto j, real *) LAMBDA { size += size_of(call, j); });
@@ -147,13 +151,13 @@ static int64 prepared_size(const Call &call) {
 }
 static View columns_of(const Call &call, real *to) {
     View view = view_of(call);
-    if (call.neighbours == 1) return view;
+    if (call.channel_repeat == 1) return view;
     unroll<PARAMETERS>([&](auto j) LAMBDA {
         if (!(PER_CHANNEL >> j.value & 1)) return;
         const real *from = view.parameters[j];
         view.parameters[j] = to;
         for (int64 i = 0; i < (PER_STEP >> j.value & 1 ? T : 1) * view.channels; i++)
-            for (int64 n = 0; n < call.neighbours; n++) *to++ = from[i];
+            for (int64 n = 0; n < call.channel_repeat; n++) *to++ = from[i];
     });
     view.channels = call.channels;
     return view;
@@ -162,7 +166,7 @@ static View columns_of(const Call &call, real *to) {
 // The parameters of a lane: its own, or those of the whole block.
 INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                           Parameters &p) {
-    if (COLUMNS) load_parameters(view, block.channel + lane, t, p);
+    if (CHANNELS_INNERMOST) load_parameters(view, block.channel + lane, t, p);
     else unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = shared[j]; });
 }
 
@@ -197,7 +201,7 @@ extern "C" int forward(const Call *launch) {
             const real *x = load_row(call.x + t * call.x_stride + block.first, lanes, inputs);
             real *spikes = row_for(to, outputs, stream);
             Parameters shared;
-            if (!COLUMNS) load_parameters(view, block.channel, t, shared);
+            if (!CHANNELS_INNERMOST) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
             for (int64 lane = 0; lane < lanes; lane++) step_lane(view, block, lane, t, shared, x, spikes, states);
             store_row(outputs, to, lanes, stream);
@@ -231,7 +235,7 @@ INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t,
 INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                            const real *x, const Lanes (&before)[STATES], const Lanes (&kept)[AT_LEAST_ONE(KEPT)],
                            const real *grad_spikes, real *grad_x, Lanes (&grad_states)[STATES],
-                           Lanes (&totals)[AT_LEAST_ONE(TOTALS)], Lanes (&stepwise)[AT_LEAST_ONE(STEPWISE)]) {
+                           Lanes (&summed)[AT_LEAST_ONE(SUMMED)], Lanes (&by_step)[AT_LEAST_ONE(BY_STEP)]) {
     State state, grad_state;
     Parameters p;
     real keep[AT_LEAST_ONE(KEPT)], sum_p[AT_LEAST_ONE(LEARNED)], grad;
@@ -242,23 +246,23 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
         grad_state[j] = grad_states[j][lane];
         if (RECORD) grad_state[j] += view.grad_sequences[j][t * view.neurons + block.first + lane];
     });
-    unroll<TOTALS>([&](auto q) LAMBDA { sum_p[q] = totals[q][lane]; });
-    unroll<STEPWISE>([&](auto q) LAMBDA { sum_p[TOTALS + q] = 0; });
+    unroll<SUMMED>([&](auto q) LAMBDA { sum_p[q] = summed[q][lane]; });
+    unroll<BY_STEP>([&](auto q) LAMBDA { sum_p[SUMMED + q] = 0; });
     step_backward(x[lane], state, p, keep, grad_spikes[lane], grad_state, sum_p, grad);
     grad_x[lane] = grad;
     unroll<STATES>([&](auto j) LAMBDA { grad_states[j][lane] = grad_state[j]; });
-    unroll<TOTALS>([&](auto q) LAMBDA { totals[q][lane] = sum_p[q]; });
-    unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][lane] = sum_p[TOTALS + q]; });
+    unroll<SUMMED>([&](auto q) LAMBDA { summed[q][lane] = sum_p[q]; });
+    unroll<BY_STEP>([&](auto q) LAMBDA { by_step[q][lane] = sum_p[SUMMED + q]; });
 }
 
-// Adds a block's sums of gradient g to its run's partial ones: by channel with COLUMNS, else folded to FOLD lanes.
-// Lanes that the block does not have are zero.
+// Adds a block's sums of gradient g to its run's partial ones: by channel with CHANNELS_INNERMOST, else folded to FOLD
+// lanes. Lanes that the block does not have are zero.
 static void store_sum(const Call &call, const Block &block, int g, const Lanes &from) {
     real *to = call.partial + block.slot + g * block.grad_stride;
-    const int lanes = COLUMNS ? block.lanes : FOLD;
-    real sum[COLUMNS ? LANES : FOLD];
+    const int lanes = CHANNELS_INNERMOST ? block.lanes : FOLD;
+    real sum[CHANNELS_INNERMOST ? LANES : FOLD];
     memcpy(sum, from, sizeof(sum));
-    if (!COLUMNS) unroll<LANES / FOLD - 1>([&](auto i) LAMBDA {
+    if (!CHANNELS_INNERMOST) unroll<LANES / FOLD - 1>([&](auto i) LAMBDA {
 #pragma omp simd
         for (int lane = 0; lane < FOLD; lane++) sum[lane] += from[(i + 1) * FOLD + lane];
     });
@@ -268,14 +272,14 @@ static void store_sum(const Call &call, const Block &block, int g, const Lanes &
 
 // The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
 static void finish(const Call &call) {
-    const int64 channels = call.channels / call.neighbours;
+    const int64 channels = call.channels / call.channel_repeat;
     for (int64 c = 0; c < channels; c++)
         for (int64 g = 0; g < GRADS; g++) {
             double sum = 0, lanes[FOLD] = {};
             for (int64 row = 0; row < runs_in_line(call); row++)
-                if (COLUMNS) {
-                    const real *from = call.partial + ((row * GRADS + g) * channels + c) * call.neighbours;
-                    for (int64 n = 0; n < call.neighbours; n++) sum += from[n];
+                if (CHANNELS_INNERMOST) {
+                    const real *from = call.partial + ((row * GRADS + g) * channels + c) * call.channel_repeat;
+                    for (int64 n = 0; n < call.channel_repeat; n++) sum += from[n];
                 } else {
                     const real *from = call.partial + ((row * channels + c) * GRADS + g) * FOLD;
 #pragma omp simd
@@ -298,11 +302,11 @@ extern "C" int backward(const Call *launch) {
     for_blocks(call, [&](const Block &block) {
         const int lanes = block.lanes;
         Lanes grad_states[STATES], grads, outputs;
-        Lanes totals[AT_LEAST_ONE(TOTALS)], stepwise[AT_LEAST_ONE(STEPWISE)];
+        Lanes summed[AT_LEAST_ONE(SUMMED)], by_step[AT_LEAST_ONE(BY_STEP)];
         Lanes before[SEGMENT + 1][STATES], kept[SEGMENT][AT_LEAST_ONE(KEPT)], inputs[CONVERTS ? SEGMENT : 1];
         const real *x[SEGMENT];
-        memset(totals, 0, sizeof(totals));
-        memset(stepwise, 0, sizeof(stepwise));
+        memset(summed, 0, sizeof(summed));
+        memset(by_step, 0, sizeof(by_step));
         for (int j = 0; j < STATES; j++) {
             if (call.grad_final[j]) memcpy(grad_states[j], call.grad_final[j] + block.first, lanes * sizeof(real));
             else memset(grad_states[j], 0, sizeof(grad_states[j]));
@@ -315,7 +319,7 @@ extern "C" int backward(const Call *launch) {
                 fetch_row(call.grad_spikes + t * call.grad_spikes_stride + block.first);
                 x[s] = load_row(call.x + t * call.x_stride + block.first, lanes, inputs[CONVERTS ? s : 0]);
                 Parameters shared;
-                if (!COLUMNS) load_parameters(view, block.channel, t, shared);
+                if (!CHANNELS_INNERMOST) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
                 for (int64 lane = 0; lane < lanes; lane++)
                     repeat_lane(view, block, lane, t, shared, x[s], before[s], before[s + 1], kept[s]);
@@ -328,18 +332,18 @@ extern "C" int backward(const Call *launch) {
                 const real *grad_spikes = load_row(arriving, lanes, grads);
                 real *grad_x = row_for(to, outputs, stream);
                 Parameters shared;
-                if (!COLUMNS) load_parameters(view, block.channel, t, shared);
+                if (!CHANNELS_INNERMOST) load_parameters(view, block.channel, t, shared);
 #pragma omp simd
                 for (int64 lane = 0; lane < lanes; lane++)
                     step_back_lane(view, block, lane, t, shared, x[s], before[s], kept[s], grad_spikes, grad_x,
-                                   grad_states, totals, stepwise);
+                                   grad_states, summed, by_step);
                 store_row(outputs, to, lanes, stream);
-                for (int q = 0; q < STEPWISE; q++) store_sum(call, block, TOTALS + q * T + t, stepwise[q]);
+                for (int q = 0; q < BY_STEP; q++) store_sum(call, block, SUMMED + q * T + t, by_step[q]);
             }
         }
         for (int j = 0; j < STATES; j++)
             if (call.grad_initial[j]) memcpy(call.grad_initial[j] + block.first, grad_states[j], lanes * sizeof(real));
-        for (int q = 0; q < TOTALS; q++) store_sum(call, block, q, totals[q]);
+        for (int q = 0; q < SUMMED; q++) store_sum(call, block, q, summed[q]);
     });
     finish(call);
     return 0;

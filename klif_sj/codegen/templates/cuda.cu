@@ -73,7 +73,7 @@ INLINE void load_states(const Call &call, const View &view, int segment, int64 n
 INLINE void start_after(const Call &call, bits32 something, real &state) {
 #ifdef __CUDACC__
     if constexpr (sizeof(real) == 4)
-        state = as_float(as_bits(state) | something & bits32(call.neighbours >> 32));  // 0, which no compiler knows
+        state = as_float(as_bits(state) | something & bits32(call.channel_repeat >> 32));  // 0, which no compiler knows
 #endif
 }
 
@@ -97,18 +97,18 @@ static_assert(BLOCK == 1 << BLOCK_SHIFT, "a block's threads");
 // A thread's place: its first neuron in turn `turn`, and whether there is one at all.
 struct Place { int64 neuron; bool inside; };
 
-// How a block lies over the neurons. With COLUMNS it is 1 << SHIFT threads wide, as many as its channels ask for, and
-// takes as many outer positions at a time as that leaves threads for. Without, all its threads have one channel.
+// How a block lies over the neurons. With CHANNELS_INNERMOST it is 1 << SHIFT threads wide, as many as its channels ask
+// for, and takes as many outer positions at a time as that leaves threads for. Without, its threads have one channel.
 struct Lie {
     int shift;            // log2 of the threads that lie side by side
     bits32 share, beside; // of the blocks that share a channel, and of those that lie beside each other
-    int64 first;          // with COLUMNS: a thread's first neuron, and how many rows its block has from there on
+    int64 first;          // with CHANNELS_INNERMOST: a thread's first neuron, and the rows of its block from there
     int rows;
 };
 
 INLINE Lie lie_of(const Call &call) {
     bits32 across = bits32(call.channels);
-    if (!COLUMNS) return {0, blockIdx.x / across, blockIdx.x % across, 0, 0};
+    if (!CHANNELS_INNERMOST) return {0, blockIdx.x / across, blockIdx.x % across, 0, 0};
     const bits32 threads = (across + VECTOR - 1) / VECTOR;
     const int shift = threads > 16 ? 5 : threads > 8 ? 4 : threads > 4 ? 3 : threads > 2 ? 2 : threads > 1;
     across = (threads + (1u << shift) - 1) >> shift;
@@ -119,10 +119,10 @@ INLINE Lie lie_of(const Call &call) {
     return {shift, share, beside, (o + row) * call.channels + column, rows - row};
 }
 
-// With COLUMNS a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one channel,
-// whose neurons are counted through all outer positions.
+// With CHANNELS_INNERMOST a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one
+// channel, whose neurons are counted through all outer positions.
 INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
-    if (COLUMNS) {
+    if (CHANNELS_INNERMOST) {
         const int row = turn << BLOCK_SHIFT - lie.shift;
         return {lie.first + int64(row) * bits32(call.channels), row < lie.rows};
     }
@@ -137,18 +137,18 @@ INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
 }
 
 // The channels whose parameters a thread's lanes have, as long as it does not leave its columns. One division for all.
-struct Channels { bits32 of_lane[COLUMNS ? VECTOR : 1]; };
+struct Channels { bits32 of_lane[CHANNELS_INNERMOST ? VECTOR : 1]; };
 
 INLINE Channels channels_of(const Call &call, const Lie &lie) {
     Channels found = {{lie.beside}};
-    if constexpr (COLUMNS) {
-        const bits32 neighbours = bits32(call.neighbours);
+    if constexpr (CHANNELS_INNERMOST) {
+        const bits32 repeat = bits32(call.channel_repeat);
         const bits32 column = ((lie.beside << lie.shift) + (threadIdx.x & (1 << lie.shift) - 1)) * VECTOR;
-        bits32 channel = column / neighbours, beside = column % neighbours;
+        bits32 channel = column / repeat, beside = column % repeat;
         unroll<VECTOR>([&](auto lane) LAMBDA {
             found.of_lane[lane] = channel;
             beside++;
-            if (beside == neighbours) { beside = 0; channel++; }
+            if (beside == repeat) { beside = 0; channel++; }
         });
     }
     return found;
@@ -158,12 +158,12 @@ INLINE Channels channels_of(const Call &call, const Lie &lie) {
 struct Held {
     const View &view;
     const Channels &channels;
-    real value[COLUMNS ? VECTOR : 1][AT_LEAST_ONE(PARAMETERS)][SEGMENTS == 1 ? T : 1];
+    real value[CHANNELS_INNERMOST ? VECTOR : 1][AT_LEAST_ONE(PARAMETERS)][SEGMENTS == 1 ? T : 1];
 };
 
 INLINE Held hold(const View &view, const Channels &channels) {
     Held held = {view, channels};
-    if constexpr (SEGMENTS == 1) unroll<COLUMNS ? VECTOR : 1>([&](auto lane) LAMBDA {
+    if constexpr (SEGMENTS == 1) unroll<CHANNELS_INNERMOST ? VECTOR : 1>([&](auto lane) LAMBDA {
         const bits32 channel = channels.of_lane[lane] < view.channels ? channels.of_lane[lane] : 0;
         unroll<T>([&](auto t) LAMBDA {
             Parameters p;
@@ -176,7 +176,7 @@ INLINE Held hold(const View &view, const Channels &channels) {
 
 // What walk takes them from, for a lane.
 template <int LANE> INLINE auto parameters_of(const Held &held, int t0) {
-    constexpr int lane = COLUMNS ? LANE : 0;
+    constexpr int lane = CHANNELS_INNERMOST ? LANE : 0;
     return [&held, t0](auto s, Parameters &p) LAMBDA {
         if constexpr (SEGMENTS == 1) unroll<PARAMETERS>([&](auto j) LAMBDA { p[j] = held.value[lane][j][s]; });
         else load_parameters(held.view, held.channels.of_lane[lane], t0 + s, p);
@@ -185,7 +185,7 @@ template <int LANE> INLINE auto parameters_of(const Held &held, int t0) {
 
 INLINE int turns(const Call &call, const Lie &lie) {
     const int log2_tall = BLOCK_SHIFT - lie.shift;
-    return COLUMNS ? (int(call.rows) + (1 << log2_tall) - 1) >> log2_tall : int(call.rows);
+    return CHANNELS_INNERMOST ? (int(call.rows) + (1 << log2_tall) - 1) >> log2_tall : int(call.rows);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) prepare(const Call call) {
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) prepare(const Call call) {
 #if !BACKWARD
 // Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. With
 // parameters of many steps and channels it would spill a few registers to have more blocks.
-constexpr int BLOCKS = COLUMNS && SEGMENTS > 1 ? 2 : 0;
+constexpr int BLOCKS = CHANNELS_INNERMOST && SEGMENTS > 1 ? 2 : 0;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) forward(const Call call) {
     const View view = view_of(call);
@@ -240,33 +240,34 @@ INLINE bool has_state_gradients(const Call &call) {
     return found;
 }
 
-constexpr int SUMS = COLUMNS ? VECTOR : 1;  // lanes share a sum where they share a channel
-constexpr int AT_A_TIME = 32;               // sums that shared memory has room for
+constexpr int SUMS = CHANNELS_INNERMOST ? VECTOR : 1;  // lanes share a sum where they share a channel
+constexpr int AT_A_TIME = 32;                         // sums that shared memory has room for
 
 // Sums over the threads that share a channel, of N gradients of their lane: value(i) is a thread's own part of the i-th,
 // gradient(i) says which one it is. A fixed order, and one barrier for all of them. `again`: it is not the first call.
 template <int N, class Value, class Gradient>
-INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value, const Gradient &gradient, bool add, bool again) {
-    constexpr int PARTS = COLUMNS ? BLOCK : BLOCK / 32;
+INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value, const Gradient &gradient, bool add,
+                  bool again) {
+    constexpr int PARTS = CHANNELS_INNERMOST ? BLOCK : BLOCK / 32;
     __shared__ real shared[N < AT_A_TIME ? AT_LEAST_ONE(N) : AT_A_TIME][PARTS];
     unroll<(N + AT_A_TIME - 1) / AT_A_TIME>([&](auto part) LAMBDA {
         constexpr int FIRST = part.value * AT_A_TIME, HERE = N - FIRST < AT_A_TIME ? N - FIRST : AT_A_TIME;
         if (FIRST || again) __syncthreads();
         unroll<HERE>([&](auto i) LAMBDA {
             real sum = value(Constant<FIRST + i.value>());
-            if (!COLUMNS)
+            if (!CHANNELS_INNERMOST)
                 for (int distance = 16; distance; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
-            if (COLUMNS) shared[i][threadIdx.x] = sum;
+            if (CHANNELS_INNERMOST) shared[i][threadIdx.x] = sum;
             else if (threadIdx.x % 32 == 0) shared[i][threadIdx.x / 32] = sum;
         });
         __syncthreads();
         for (int i = threadIdx.x; i < HERE << lie.shift; i += BLOCK) {
             const int across = i & (1 << lie.shift) - 1, g = gradient(FIRST + (i >> lie.shift));
             const int64 column = int64((lie.beside << lie.shift) + across) * VECTOR + lane;
-            if (COLUMNS && column >= call.channels) continue;
+            if (CHANNELS_INNERMOST && column >= call.channels) continue;
             real sum = 0;
             for (int part = across; part < PARTS; part += 1 << lie.shift) sum += shared[i >> lie.shift][part];
-            real *to = call.partial + (COLUMNS ? (int64(lie.share) * GRADS + g) * call.channels + column
+            real *to = call.partial + (CHANNELS_INNERMOST ? (int64(lie.share) * GRADS + g) * call.channels + column
                                                : int64(blockIdx.x) * GRADS + g);
             *to = add ? *to + sum : sum;
         }
@@ -275,15 +276,15 @@ INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value
 
 // Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. For
 // short sequences with channels innermost it would take fewer, and compute of the parameters alone in every turn.
-constexpr int BLOCKS = COLUMNS && sizeof(real) == 4 && T * VECTOR < 16 ? 3 : 0;
+constexpr int BLOCKS = CHANNELS_INNERMOST && sizeof(real) == 4 && T * VECTOR < 16 ? 3 : 0;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call call) {
     const View view = view_of(call);
     const Lie lie = lie_of(call);
     const Channels channels = channels_of(call, lie);
     const Held held = hold(view, channels);
-    Totals totals[SUMS] = {};
-    Stepwise<SEGMENT> stepwise[SUMS] = {};
+    Summed summed[SUMS] = {};
+    ByStep<SEGMENT> by_step[SUMS] = {};
     const bool with_states = has_state_gradients(call);
     for (int turn = 0; turn < turns(call, lie); turn++) {
         const Place place = place_of(call, lie, turn);
@@ -306,18 +307,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call 
                 start_after_loads(call, packs, states);
                 start_after_loads(call, grads, states);
                 unroll<VECTOR>([&](auto lane) LAMBDA {
-                    constexpr int sum = COLUMNS ? lane.value : 0;
+                    constexpr int sum = CHANNELS_INNERMOST ? lane.value : 0;
                     real x[L], grad[L];
-                    Stepwise<L> steps = {};
+                    ByStep<L> steps = {};
                     unroll<L>([&](auto s) LAMBDA {
                         x[s] = load_(packs[s].lane[lane]);
                         grad[s] = load_(grads[s].lane[lane]);
                     });
-                    walk_back<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane], grad,
-                                 grad_states[lane], totals[sum], steps);
+                    walk_back<L>(view, place.neuron + lane, parameters_of<lane.value>(held, t0), t0, x, states[lane],
+                                 grad, grad_states[lane], summed[sum], steps);
                     unroll<L>([&](auto s) LAMBDA { store_(grad[s], grads[s].lane[lane]); });
-                    unroll<STEPWISE>([&](auto q) LAMBDA {
-                        unroll<L>([&](auto s) LAMBDA { stepwise[sum][q][s] += steps[q][s]; });
+                    unroll<BY_STEP>([&](auto q) LAMBDA {
+                        unroll<L>([&](auto s) LAMBDA { by_step[sum][q][s] += steps[q][s]; });
                     });
                     // Two neighbours at a time: their steps fill each other's waits, and all at once take registers.
                     if constexpr (lane.value + 2 < VECTOR)
@@ -327,13 +328,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call 
                     store_pack(grads[s], call.grad_x + (t0 + s) * view.neurons + place.neuron);
                 });
             }
-            if constexpr (SEGMENTS > 1 && STEPWISE > 0)  // no thread could hold a sum for every step of a long sequence
+            if constexpr (SEGMENTS > 1 && BY_STEP > 0)  // no thread could hold a sum for every step of a long sequence
                 unroll<SUMS>([&](auto lane) LAMBDA {
-                    flush<STEPWISE * L>(
-                        call, lie, lane, [&](auto i) LAMBDA { return stepwise[lane][i / L][i % L]; },
-                        [&](int i) LAMBDA { return TOTALS + i / L * T + t0 + i % L; }, turn > 0, true);
-                    unroll<STEPWISE>([&](auto q) LAMBDA {
-                        unroll<L>([&](auto s) LAMBDA { stepwise[lane][q][s] = 0; });
+                    flush<BY_STEP * L>(
+                        call, lie, lane, [&](auto i) LAMBDA { return by_step[lane][i / L][i % L]; },
+                        [&](int i) LAMBDA { return SUMMED + i / L * T + t0 + i % L; }, turn > 0, true);
+                    unroll<BY_STEP>([&](auto q) LAMBDA {
+                        unroll<L>([&](auto s) LAMBDA { by_step[lane][q][s] = 0; });
                     });
                 });
         });
@@ -341,26 +342,26 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call 
             if (call.grad_initial[j]) store_state(grad_states, j, call.grad_initial[j] + place.neuron);
         });
     }
-    constexpr int LEFT = SEGMENTS == 1 ? GRADS : TOTALS;
+    constexpr int LEFT = SEGMENTS == 1 ? GRADS : SUMMED;
     if constexpr (LEFT > 0) unroll<SUMS>([&](auto lane) LAMBDA {
         flush<LEFT>(
             call, lie, lane,
             [&](auto i) LAMBDA {
-                if constexpr (i.value < TOTALS) return totals[lane][i];
-                else return stepwise[lane][(i - TOTALS) / T][(i - TOTALS) % T];
+                if constexpr (i.value < SUMMED) return summed[lane][i];
+                else return by_step[lane][(i - SUMMED) / T][(i - SUMMED) % T];
             },
             [&](int i) LAMBDA { return i; }, false, lane.value > 0 || SEGMENTS > 1);
     });
 }
 
 // The second pass: a block adds what the blocks that share a channel, `rows` of them, have left of one gradient, in a
-// fixed order; with COLUMNS over the neighbours that share a channel as well.
+// fixed order; with CHANNELS_INNERMOST over the neighbours that share a channel as well.
 extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
     __shared__ double shared[BLOCK / 32];
     const int64 e = blockIdx.x, stride = GRADS * call.channels;
     double sum = 0;
-    for (int64 n = 0; n < call.neighbours; n++) {
-        const real *from = call.partial + e * call.neighbours + n;
+    for (int64 n = 0; n < call.channel_repeat; n++) {
+        const real *from = call.partial + e * call.channel_repeat + n;
 #pragma unroll 8
         for (int row = threadIdx.x; row < int(call.rows); row += BLOCK) sum += from[row * stride];
     }
@@ -370,8 +371,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
     if (threadIdx.x) return;
     for (int warp = 1; warp < BLOCK / 32; warp++) sum += shared[warp];
     constexpr int grads = AT_LEAST_ONE(GRADS);
-    const int64 channels = call.channels / call.neighbours;
-    const int64 g = COLUMNS ? e / channels : e % grads, channel = COLUMNS ? e % channels : e / grads;
+    const int64 channels = call.channels / call.channel_repeat;
+    const int64 g = CHANNELS_INNERMOST ? e / channels : e % grads;
+    const int64 channel = CHANNELS_INNERMOST ? e % channels : e / grads;
     call.grad_parameters[g * channels + channel] = gradient_of(call, int(g), channel, real(sum));
 }
 #endif

@@ -1,7 +1,7 @@
 // One neuron over L time steps, from registers to registers.
 
-typedef real Totals[AT_LEAST_ONE(TOTALS)];
-template <int L> using Stepwise = real[AT_LEAST_ONE(STEPWISE)][L];
+typedef real Summed[AT_LEAST_ONE(SUMMED)];
+template <int L> using ByStep = real[AT_LEAST_ONE(BY_STEP)][L];
 
 // Calls body(Constant<length>, t0, segment) for every segment, in order or backwards.
 template <bool REVERSED, class Body> INLINE void for_segments(Body &&body) {
@@ -32,7 +32,7 @@ INLINE void walk(const View &view, int64 neuron, const Source &parameters, int t
 // gradient of the last state by that of the first, and adds to the gradients of the parameters.
 template <int L, class Source>
 INLINE void walk_back(const View &view, int64 neuron, const Source &parameters, int t0, const real (&x)[L],
-                      const State &first, real (&grad)[L], State &grad_state, Totals &totals, Stepwise<L> &stepwise) {
+                      const State &first, real (&grad)[L], State &grad_state, Summed &summed, ByStep<L> &by_step) {
     real history[L][STATES];
     State state;
     unroll<STATES>([&](auto j) LAMBDA { state[j] = first[j]; });
@@ -53,11 +53,11 @@ INLINE void walk_back(const View &view, int64 neuron, const Source &parameters, 
         Parameters p;
         real sum_p[AT_LEAST_ONE(LEARNED)];
         parameters(Constant<s>(), p);
-        unroll<TOTALS>([&](auto q) LAMBDA { sum_p[q] = totals[q]; });
-        unroll<STEPWISE>([&](auto q) LAMBDA { sum_p[TOTALS + q] = stepwise[q][s]; });
+        unroll<SUMMED>([&](auto q) LAMBDA { sum_p[q] = summed[q]; });
+        unroll<BY_STEP>([&](auto q) LAMBDA { sum_p[SUMMED + q] = by_step[q][s]; });
         step_backward(x[s], history[s], p, grad[s], grad_state, sum_p, grad[s]);
-        unroll<TOTALS>([&](auto q) LAMBDA { totals[q] = sum_p[q]; });
-        unroll<STEPWISE>([&](auto q) LAMBDA { stepwise[q][s] = sum_p[TOTALS + q]; });
+        unroll<SUMMED>([&](auto q) LAMBDA { summed[q] = sum_p[q]; });
+        unroll<BY_STEP>([&](auto q) LAMBDA { by_step[q][s] = sum_p[SUMMED + q]; });
     });
 }
 #endif
