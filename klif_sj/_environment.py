@@ -19,7 +19,7 @@ PACKAGES = ("torch", "spikingjelly", "triton", "lightning", "torchvision", "torc
 
 
 def environment() -> dict[str, str]:
-    """What is installed and what can serve here, as label and text."""
+    """What is installed and which backends can serve here: texts by label."""
     report = {
         "klif_sj": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -44,10 +44,10 @@ def _version(package: str) -> str:
 
 
 def _cupy() -> str:
-    """CuPy's distributions carry the CUDA version in their names, so the module itself is asked."""
+    """The version that the module itself tells, as the names of CuPy's distributions contain a CUDA version."""
     try:
         import cupy
-    except Exception as error:  # a CuPy that is broken says so in many ways
+    except Exception as error:  # a broken CuPy raises errors of many kinds
         return _first_line(error)
     return cupy.__version__
 

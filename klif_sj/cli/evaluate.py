@@ -1,4 +1,4 @@
-"""klif-sj evaluate: what a trained network does on the test set."""
+"""``klif-sj evaluate`` shows what a trained network does on the test set."""
 
 from __future__ import annotations
 

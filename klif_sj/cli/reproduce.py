@@ -1,4 +1,4 @@
-"""klif-sj reproduce: rows of the KLIF paper's tables, or neurons by a recipe."""
+"""``klif-sj reproduce`` runs rows of the KLIF paper's tables, or neurons by a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""klif-sj train: one network by a recipe."""
+"""``klif-sj train`` trains one network by a recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, and say what came out beside what was published."""
+    """Train, and print the accuracy beside the published one."""
     if options.list:
         _print_recipes()
         return

@@ -1,4 +1,4 @@
-"""A fused neuron beside its own eager code."""
+"""Compare a fused neuron with its own eager code."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ STEPS = 5
 def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 0) -> dict[str, float]:
     """Compare a neuron on kernels with its own eager code, on random input.
 
-    Both run on copies, in single-step and in multi-step mode, over two calls, the second of which goes on with the
-    first one's states. Spikes, final states, and the gradients of the input and of every parameter are compared.
+    Copies of the neuron run in single-step and in multi-step mode, over two sequences; the second one continues from
+    the states of the first one. Spikes, final states, and the gradients of the input and of every parameter are
+    compared.
 
     :param node: a neuron, fused or not; nothing of it is changed
-    :param shape: of one step's input, ``[N, *]``. None: one that the shapes of the neuron's parameters fit.
-    :param seed: of the input
-    :return: by what was compared, the largest difference, relative to the largest value of the eager code
+    :param shape: shape of one step's input, ``[N, *]``; None takes a shape that fits the neuron's parameters
+    :param seed: seed of the random input
+    :return: for each quantity, the largest difference, relative to the largest value of the eager code
 
-    :raises AssertionError: where a difference is more than rounding
-    :raises ValueError: where the neuron cannot be fused
+    :raises AssertionError: if a difference is more than rounding
+    :raises ValueError: if the neuron cannot be fused
     """
     own, where = own_class(node), next((t.device for t in (*node.parameters(), *node.buffers())), torch.device("cpu"))
     differences: dict[str, float] = {}
@@ -80,7 +81,7 @@ def _copy(node: Any, cls: type, mode: str, backend: str) -> Any:
 
 
 def _everything(node: Any, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]:
-    """Spikes, states and gradients of two calls in a row."""
+    """The spikes, final states and gradients of a neuron that runs over two sequences in a row."""
     x = x.clone().requires_grad_()
     calls = x.unbind(0) if mode == "m" else x.flatten(0, 1).unbind(0)
     spikes = torch.stack([node(part) for part in calls])
@@ -106,7 +107,7 @@ def _difference(found: Tensor | None, expected: Tensor) -> float:
     if found is None or found.shape != expected.shape:
         return float("inf")
     finite = expected.isfinite()
-    same = (found == expected) | (~finite & ~found.isfinite())  # a neuron may run away
+    same = (found == expected) | (~finite & ~found.isfinite())  # a potential may overflow
     if bool(same.all()):
         return 0.0
     scale = expected.abs().masked_fill(~finite, 0.0).max().item() or 1.0

@@ -1,4 +1,4 @@
-"""What is wrong with a network, in words: each finding has its figure, its threshold, what it means and what helps."""
+"""Findings say what is wrong with a network: each has a figure, a threshold, a meaning, and what usually helps."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ if TYPE_CHECKING:
 
 
 NARROW, NOTHING = 4, 10
-"""Coverage below its limit is a finding where the surrogate is to blame: this many times as many potentials are within
-one threshold of firing. It is one in any case below this part of its limit.
+"""Coverage below its limit is a finding only if the surrogate is too narrow: more than ``NARROW`` times as many
+potentials as it covers are within one threshold of firing. Below a ``NOTHING``-th of its limit, it always is a finding.
 
-In the last layer of a trained network hardly any potential is near the threshold: it is sure of its classes.
+The condition is needed for the last layer of a trained network. Hardly any potential there is near the threshold, as
+the network is sure of its classes.
 """
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which figures on something is a finding; docs/inspect.md says more of each.
+    """The limits beyond which a figure is a finding; docs/inspect.md explains each.
 
-    :raises TypeError, ValueError: for what is no finite number
+    :raises TypeError, ValueError: for a limit that is no finite number
     """
 
     silent: float = 0.95
-    """A layer of which at least this share of neurons never fires."""
+    """A layer is silent if at least this share of its neurons never fires."""
     saturated: float = 0.9
-    """A layer that fires at a rate above this."""
+    """A layer is saturated if its firing rate is above this."""
     coverage: float = 0.05
-    """A layer of whose potentials a share below this is where the surrogate has a gradient (see ``NARROW``)."""
+    """Coverage is low if the surrogate has a gradient at less than this share of the potentials (see ``NARROW``)."""
     distance: float = 10.0
-    """A layer half of whose potentials are more than this many thresholds away from the threshold."""
+    """Potentials are too large if half of them are more than this many thresholds away from the threshold."""
     fall: float = 10.0
-    """A layer whose temporal gradient falls by at least this factor with every time step back."""
+    """The gradient vanishes if the temporal gradient falls by at least this factor with every time step back."""
     at_bound: float = 0.5
-    """A parameter of whose values at least this share is at a bound."""
+    """A parameter is at a bound if at least this share of its values is."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -50,10 +51,10 @@ class Thresholds:
 class Finding:
     """Something that usually keeps a spiking network from learning.
 
-    :param name: which finding: one of docs/inspect.md's table
+    :param name: the name of the finding, one of those in the table of docs/inspect.md
     :param layer: the layer's name
-    :param figure: what was measured
-    :param threshold: what it was compared with
+    :param figure: the measured figure
+    :param threshold: the limit that the figure was compared with
     :param text: figure and threshold in a sentence
     :param meaning: what it means for the network
     :param help: what usually helps
@@ -68,7 +69,7 @@ class Finding:
     help: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """The finding as plain values, for JSON."""
         return asdict(self)
 
 
@@ -76,11 +77,11 @@ CAUSES_FIRST = (
     "not-finite", "silent", "saturated", "large-potential", "coverage", "detached-time", "vanishing-gradient",
     "at-bound", "no-gradient", "constant-input",
 )  # fmt: skip
-"""The names of all findings. The last two are often what others entail."""
+"""The names of all findings, causes first. The last two findings are often consequences of others."""
 
 
 def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """The findings by name, causes first; those of one name have one meaning, and the same helps."""
+    """The findings in groups by name, causes first. The findings of a group share their meaning and their help."""
     groups = {name: [finding for finding in findings if finding.name == name] for name in CAUSES_FIRST}
     return [group for group in groups.values() if group]
 

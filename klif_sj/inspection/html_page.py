@@ -1,4 +1,4 @@
-"""An inspection as one HTML file that needs no network: light and dark, for a desk and for a phone."""
+"""An inspection as one HTML file, which loads nothing from a network and suits light and dark screens and phones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ MEANINGS = {
 
 
 def page(inspections: Sequence[Inspection]) -> str:
-    """The whole file."""
+    """The text of the HTML file."""
     title = html.escape(" and ".join(inspection.title for inspection in inspections))
     parts = [
         f"<h1>{title}</h1>",
@@ -81,7 +81,7 @@ def page(inspections: Sequence[Inspection]) -> str:
     for number in count():
         if f"{MARK}" not in body:
             break
-        # Each drawing is one element, so that the names up to its end are its own.
+        # Each drawing is one element, so all names up to its end belong to it.
         end = body.index("</svg>", body.index(MARK)) + len("</svg>")
         body = body[:end].replace(MARK, f"p{number}-") + body[end:]
     return (
@@ -114,7 +114,7 @@ def _findings(inspection: Inspection, named: bool) -> Iterable[str]:
 
 
 def _finding(group: Sequence[Finding]) -> str:
-    """The findings of one name."""
+    """A box with the findings of one name."""
     layers = (f"<li><b>{html.escape(each.layer)}</b>: {html.escape(each.text)}</li>" for each in group)
     meaning, help = html.escape(group[0].meaning), html.escape(group[0].help)
     return (

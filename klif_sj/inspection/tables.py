@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "of", "neuron", "T", "rate", "never %", "always %", "cover %", "fall", "gradient")
 PARAMETERS = ("layer", "of", "parameter", "mean", "least", "most", "bounds")
 TEXTS = {"layer", "of", "neuron", "parameter", "bounds"}
-"""The columns that are no numbers."""
+"""The columns that hold text and no numbers."""
 
 WIDTH = 100
 
@@ -26,12 +26,12 @@ Rows = list[tuple[str, ...]]
 
 
 def layer_table(inspections: Sequence[Inspection]) -> Rows:
-    """A head and a row for each layer; of several inspections, the rows of one layer follow each other."""
+    """A head, and a row for each layer. With several inspections, the rows of one layer follow each other."""
     return _without_of([COLUMNS, *(_layer(title, layer) for title, layer in _layers(inspections))], inspections)
 
 
 def parameter_table(inspections: Sequence[Inspection]) -> Rows:
-    """A head and a row for each parameter that is learned; nothing where none is."""
+    """A head, and a row for each parameter that is learned; nothing if no parameter is."""
     found = [
         (layer.name, title, name, *(f"{value:.4g}" for value in (each.mean, each.low, each.high)), bounds_of(each))
         for title, layer in _layers(inspections)
@@ -49,7 +49,7 @@ def _layers(inspections: Sequence[Inspection]) -> Iterator[tuple[str, LayerInspe
 
 
 def _without_of(table: Rows, inspections: Sequence[Inspection]) -> Rows:
-    """The column of titles is left out where there is but one."""
+    """The table without the column of titles, if there is only one inspection."""
     return table if len(inspections) > 1 else [(row[0], *row[2:]) for row in table]
 
 
@@ -95,7 +95,7 @@ def plain_text(inspections: Sequence[Inspection]) -> str:
 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console) -> None:
-    """The same for a terminal, by rich."""
+    """Print tables and findings in colour to a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -138,7 +138,7 @@ def _count(inspection: Inspection) -> str:
 
 
 def _sentences(group: Sequence[Finding]) -> list[str]:
-    """The findings of one name."""
+    """The findings of one name as lines of text."""
     layers = (f"  {finding.layer}: {finding.text}" for finding in group)
     return [group[0].name, *layers, f"  {group[0].meaning}", f"  What usually helps: {group[0].help}"]
 

@@ -1,4 +1,4 @@
-"""Which of a network's neurons are meant, and which networks cannot be changed."""
+"""Select neurons of a network, and refuse a network that cannot be changed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Selector = type | str | Callable[[str, nn.Module], bool]
 
 
 def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
-    """Refuse what is no network, or one whose neurons cannot be changed.
+    """Refuse an object that is no network, and a network whose neurons cannot be changed.
 
-    :param neuron_names: names of classes of neurons, which no TorchScript module may hold
+    :param neuron_names: names of neuron classes; no TorchScript module may contain such a neuron
     :param act: what is to be done to the network, as a verb
 
-    :raises TypeError: for what is no network
+    :raises TypeError: for an object that is no network
     :raises ValueError: for a network on the meta device, or with a neuron within a TorchScript module
     """
     if not isinstance(net, nn.Module):
@@ -39,7 +39,7 @@ def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
 
 
 def why_none(net: nn.Module) -> str:
-    """Why a network in which no neuron was found may have none."""
+    """The likely reason why no neuron was found in a network."""
     for path, module in net.named_modules():
         if type(module).__module__ == "spikingjelly.clock_driven.neuron":
             return (
@@ -53,7 +53,7 @@ def select(
     what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
     is_neuron_class: Callable[[type], bool],
 ) -> set[int]:  # fmt: skip
-    """The ids of the neurons that any of the selectors means."""
+    """The ids of the neurons that match any of the selectors."""
     selected = set()
     for selector in _listed(selectors):
         if isinstance(selector, type):

@@ -1,4 +1,4 @@
-"""Tables of what became of neurons: paths, a word, and a text that is wrapped."""
+"""The tables of reports. Their columns are paths, a word, and a wrapped text."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def _columns(paths: Iterable[str], details: Iterable[tuple[str, str]]) -> Iterat
 
 
 def aligned(cells: Sequence[Cells]) -> list[str]:
-    """The lines of a table, its columns below each other."""
+    """The lines of a table with aligned columns."""
     left, middle = (max(len(row[column]) for row in cells) for column in (0, 1))
     return [f"{a:{left}}  {b:{middle}}  {c}".rstrip() for a, b, c in cells]

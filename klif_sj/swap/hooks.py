@@ -1,4 +1,4 @@
-"""The hooks of a neuron, for the one that takes its place."""
+"""Give the hooks of a neuron to the neuron that replaces it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .translate import CHANGED, DROPPED, KEPT, Entry
 
 HOOKS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict) and "hooks" in name)
-"""The dicts in which torch keeps a module's hooks, and marks of them, by the hook's number."""
+"""The names of the dicts in which torch keeps a module's hooks, and marks of these hooks, by the hook's number."""
 
 
 def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry, ...]:
-    """Give the new neuron the old one's hooks, and say which.
+    """Give the new neuron the old one's hooks, and report which.
 
-    They share the dicts of hooks where they can, so that the handles that were returned for a hook go on removing it,
-    and a hook that is registered later is still there after an undo. They cannot where the new neuron has hooks of its
-    own, or where the old one has some that are bound to itself.
+    Both neurons share a dict of hooks where that is possible. Then the handle of a hook still removes the hook, and a
+    hook that is registered later stays after an undo. Sharing is impossible where the new neuron has hooks of its own,
+    or where a hook is bound to the old neuron.
+
+    :param install: False only reports
     """
     hooks = {number: hook for name in HOOKS if name.endswith("_hooks") for number, hook in vars(old)[name].items()}
     bound = {number: hook for number, hook in hooks.items() if _is_bound_to(hook, old)}
@@ -47,7 +49,7 @@ def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry
 
 
 def _is_bound_to(hook: Any, module: nn.Module) -> bool:
-    # A hook registered with with_module=True holds on to its module in a wrapper.
+    # A hook that was registered with with_module=True has a wrapper, which refers to the module.
     return getattr(_function(hook), "__self__", None) is module or getattr(hook, "with_module", False)
 
 

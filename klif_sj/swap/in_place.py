@@ -1,4 +1,4 @@
-"""swap_neurons: other neurons into an existing network."""
+"""``swap_neurons`` puts other neurons into an existing network."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def swap_neurons(
 ) -> SwapReport:
     """Replace the spiking neurons of a network, in place, by neurons of another class.
 
-    The new neurons are set as the old ones were: tau (also one that PLIF has learned), v_threshold, v_reset,
-    decay_input, detach_reset, the surrogate (the same object, or a copy for every neuron where it has parameters),
-    step_mode, store_v_seq, backend, training mode, device, dtype and hooks. What the new neuron has no place for, and
-    what means something else to it, is in the report.
+    The new neurons get the settings of the old ones: tau (also a tau that PLIF has learned), v_threshold, v_reset,
+    decay_input, detach_reset, the surrogate (the same object, or a copy for every neuron if it has parameters),
+    step_mode, store_v_seq, backend, training mode, device, dtype and hooks. The report lists the settings that the new
+    neuron does not have, and those that mean something else to it.
 
-    A neuron is swapped wherever the network refers to it: in a container, an attribute, a plain list, tuple or dict;
-    one that is shared stays shared. Swap before you build the optimizer, which else does not see the new parameters.
-    States are not carried over: the new neurons start from their reset values.
+    A neuron is swapped wherever the network refers to it: in a container, an attribute, a plain list, tuple or dict. A
+    shared neuron stays shared. Swap before you build the optimizer, as an older optimizer does not see the new
+    parameters. States are not carried over: the new neurons start from their reset values.
 
-    :param net: the network, which itself is no neuron
+    :param net: the network; it must not be a neuron itself
     :param neuron: the new class: ours, your own ``FusedNode``, or one of SpikingJelly's
-    :param match: what to swap: classes (and what derives from them), patterns of paths such as ``"layer1.*"``, or
-        predicates ``(path, neuron) -> bool``, one or several. None: SpikingJelly's IF, LIF, ParametricLIF, KLIF,
-        GatedLIF and ComplementaryLIF, and our KLIF, CLIF and GLIF; not what derives from them, as it may compute
+    :param match: which neurons to swap: classes (with their subclasses), patterns of paths such as ``"layer1.*"``, or
+        predicates ``(path, neuron) -> bool``, one or several. None means SpikingJelly's IF, LIF, ParametricLIF, KLIF,
+        GatedLIF and ComplementaryLIF, and our KLIF, CLIF and GLIF, without their subclasses, as a subclass may compute
         something else.
-    :param skip: what not to swap, in the same words
-    :param keep: False leaves what the new neurons compute to their defaults and the overrides; how they run (step mode,
-        backend, device, hooks, ...) is kept all the same
-    :param dry_run: only report
+    :param skip: which neurons not to swap, chosen in the same way
+    :param keep: False gives the settings of what the new neurons compute their default values, or the overrides. The
+        settings of how they run (step mode, backend, device, hooks, ...) are kept in any case.
+    :param dry_run: True changes nothing and only reports
     :param overrides: arguments of the new class's constructor; ``k=1`` stands for ``init_k=1``, if there is no ``k``
     :return: the report, whose ``undo()`` puts the old neurons back
 
-    :raises TypeError: for a class that is no neuron, an override that the new neuron does not know
-    :raises ValueError: if nothing matches, or a pattern does not; for a network that is a neuron itself, is on the meta
-        device, or has a neuron within a TorchScript module; for a setting that the new neuron refuses
+    :raises TypeError: for a class that is no neuron, or an override that the new neuron does not know
+    :raises ValueError: if no neuron matches, or a pattern matches none; for a network that is a neuron itself, is on
+        the meta device, or has a neuron within a TorchScript module; for a setting that the new neuron refuses
 
     Everything is checked before anything is changed.
     """
@@ -131,7 +131,7 @@ def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install:
 
 
 def _state_keys(module: nn.Module) -> list[str]:
-    """The keys of a module's state dict, whose making would run hooks."""
+    """The keys of a module's state dict; ``state_dict()`` itself would run hooks."""
     buffers = [
         f"{prefix}.{name}".lstrip(".")
         for prefix, part in module.named_modules()
@@ -142,7 +142,7 @@ def _state_keys(module: nn.Module) -> list[str]:
 
 
 def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
-    """Put the new neurons into the network, all or none; returns what puts the old ones back."""
+    """Put all new neurons into the network, or none after an error; returns a function that puts the old ones back."""
     pairs = found.places_of(new)
     done: list[tuple[Place, Place]] = []
     try:

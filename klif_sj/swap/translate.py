@@ -1,4 +1,4 @@
-"""One neuron into another: what it keeps, what the caller overrides, what has no place, what changes its meaning."""
+"""Translate one neuron into another, and tell which settings are kept, overridden, dropped, changed or added."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ WHY_CHANGED = {
     ("GLIF", "detach_reset"): "GLIF detaches nothing",
     ("IF", "tau"): "IF does not leak",
 }
-"""Why a setting is another one in a new neuron of this kind."""
+"""Why a new neuron of this kind has another value of the setting."""
 
 WHY_DROPPED = {
     ("GLIF", "v_reset"): GLIF_LEARNS_ITS_RESET,
     ("GLIF", "decay_input"): "GLIF learns how much of its input it takes, by beta and conduct",
 }
-"""Why a new neuron of this kind has no such setting."""
+"""Why a new neuron of this kind does not have the setting."""
 
 CUTS = {
     "relu": "relu keeps the potential from going below 0 before a reset",
@@ -54,7 +54,7 @@ CUTS = {
 }
 
 INTERNAL = {"forward_kernel", "backward_kernel", "lava_s_cale", "state_seqs"}
-"""Attributes that SpikingJelly's neurons have for themselves."""
+"""Attributes that SpikingJelly's neurons use internally."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Entry:
 def check_overrides(cls: type, overrides: Mapping[str, Any]) -> Settings:
     """The overrides under the names of the constructor's parameters; ``k`` stands for ``init_k``.
 
-    :raises TypeError: for a name that the constructor does not know, with the nearest that it does
+    :raises TypeError: for a name that the constructor does not know, suggesting the nearest names
     """
     accepted = constructor_parameters(cls)
     checked = {}
@@ -107,12 +107,12 @@ def translate(
     old: MemoryModule, cls: type, overrides: Mapping[str, Any], keep: bool = True, like: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[MemoryModule, tuple[Entry, ...]]:  # fmt: skip
-    """A new neuron that is as the old one was, but for the overrides, and what became of every setting.
+    """A new neuron with the settings of the old one and the overrides, and what became of every setting.
 
     :param overrides: as :func:`check_overrides` returns them
-    :param keep: False keeps only how the old one runs; what it computes is then up to the new one's defaults
-    :param like: a tensor with the device and the dtype of the new one's parameters
-    :param backend: the one that the old neuron was to have, where SpikingJelly's class cannot have it here
+    :param keep: False keeps only the settings of how the old neuron runs; the new one computes with its defaults
+    :param like: a tensor with the device and the dtype for the new neuron's parameters
+    :param backend: the backend that the code asked for, if SpikingJelly's class cannot have it here
     :raises TypeError, ValueError: for settings that the new neuron refuses
     """
     settings, implied = settings_of(old)
@@ -138,13 +138,13 @@ def translate(
 
 
 def own_surrogate(function: Any) -> Any:
-    """The surrogate itself, or a copy where it has parameters: every neuron learns its own."""
+    """The surrogate itself, or a copy if it has parameters, so that every neuron learns its own."""
     learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
     return copy.deepcopy(function) if learns else function
 
 
 def _usable(cls: type, arguments: Settings) -> Settings:
-    """With a backend that the new neuron's class has, and that can serve here."""
+    """The arguments, with a backend that the new neuron's class has and that can serve here."""
     backend = arguments.get("backend")
     if cls.__module__.startswith("spikingjelly."):
         if backend not in (None, "torch", "cupy"):
@@ -156,7 +156,7 @@ def _usable(cls: type, arguments: Settings) -> Settings:
 
 @torch.no_grad()
 def _carry_parameters(old: MemoryModule, new: MemoryModule, overrides: Mapping[str, Any]) -> None:
-    """Copy the parameters that both have, where their shapes agree and no override says otherwise."""
+    """Copy the parameters that both neurons have, if their shapes agree and no override says otherwise."""
     for name, theirs in new._parameters.items():
         ours = old._parameters.get(name)
         initial = "init_tau" if name == "w" else f"init_{name}"
@@ -171,7 +171,7 @@ def _carry_parameters(old: MemoryModule, new: MemoryModule, overrides: Mapping[s
 def _compare(
     old: MemoryModule, had: Settings, implied: Settings, new: MemoryModule, overrides: Mapping[str, Any], keep: bool
 ) -> Iterator[Entry]:
-    """Every setting of the old neuron, and those that the new one has beyond them."""
+    """Entries for every setting of the old neuron, and for the settings that only the new one has."""
     has, implied_now = settings_of(new)
     before, after = {**implied, **had}, {**implied_now, **has}
     kind, cls = kind_of(type(new)), type(new).__name__
@@ -225,7 +225,7 @@ def _hint(name: str, value: object, old: MemoryModule, new: MemoryModule) -> str
 
 
 def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Settings) -> Iterator[Entry]:
-    """Settings that are the same and yet mean something else in the new neuron's equations."""
+    """Entries for settings and states that mean something else in the new neuron's equations."""
     v_reset, kinds = after.get("v_reset"), (kind_of(type(old)), kind_of(type(new)))
     activation = after.get("activation", "identity")
     if v_reset is not None and v_reset < 0 and before.get("activation") != activation != "identity":
@@ -242,7 +242,7 @@ def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Sett
 
 
 def _left_behind(old: MemoryModule, had: Settings, new: MemoryModule) -> Iterator[Entry]:
-    """What the old neuron holds beyond its settings."""
+    """Entries for everything else that the old neuron holds and the new one does not get."""
     cls = type(new).__name__
     held = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
     if held:

@@ -1,4 +1,4 @@
-"""A training whose loss or gradient is no longer a number stops, and says where that began."""
+"""Stop a training whose loss or gradient is no longer finite, and say where that began."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class DivergenceError(RuntimeError):
 class StopOnDivergence(lightning.Callback):
     """Stops at the first loss or gradient that is NaN or infinite, before the weights are touched.
 
-    The loss alone would not tell: a neuron whose input current is NaN does not fire, so that the loss stays a number
-    while all weights become NaN by their gradients. Under 16-mixed, gradients may overflow while the scaler looks for
-    its scale, and it skips those updates; there they count once the scale is below 1.
+    The loss alone is not enough: a neuron whose input current is NaN does not fire, so the loss stays a number while
+    the gradients make all weights NaN. With 16-mixed, gradients may overflow while the scaler searches for its scale,
+    and the scaler skips these updates. So there, a gradient that is not finite counts only once the scale is below 1.
 
-    The batch is then run once more with the same random numbers to find the first layer that makes something not finite
-    of finite inputs. Looking at the numbers makes the CPU wait for the GPU once a step, as the scaler does anyway.
+    The batch is then run once more with the same random numbers, to find the first layer whose input is finite and
+    whose output is not. Reading the loss and the gradient makes the CPU wait for the GPU once a step, as the scaler
+    does anyway.
 
-    :raises DivergenceError: in every process, where the loss of any one is not finite
+    :raises DivergenceError: in every process, if the loss or the gradient of any process is not finite
     """
 
     def on_train_batch_start(
@@ -73,12 +74,13 @@ class StopOnDivergence(lightning.Callback):
         found = broken_in_forward(module, self._batch[0])
         if found is None and not math.isfinite(loss):
             found = "It began in the loss"
-        # The gradients are the mean over all processes, so one that saw nothing must not lay it to its backward pass.
+        # Gradients are means over all processes, so a process that found nothing must not blame its backward pass if
+        # another process has found something.
         return _of_any_process(found) or _broken_in_backward(module.net)
 
 
 def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
-    """Which layer, in the order in which they run, is the first to make something not finite of finite inputs."""
+    """Run a batch to find the first layer, in order of execution, whose input is finite and whose output is not."""
     if not _finite(x):
         return "It began in the data: the batch holds values that are not finite"
     found: list[str] = []
@@ -102,7 +104,7 @@ def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
 
 
 def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a network by name, but those within a neuron: its surrogate may run as part of a kernel only."""
+    """The modules of a network by name, without those within a neuron, whose surrogate may run only within a kernel."""
     for name, layer in net.named_children():
         yield prefix + name, layer
         if not isinstance(layer, BaseNode):
@@ -110,7 +112,7 @@ def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _of_any_process(found: str | None) -> str | None:
-    """What the first process, of all that train together, has found."""
+    """The finding of the first process that has one, among all processes that train together."""
     if not torch.distributed.is_initialized():
         return found
     by_process: list[str | None] = [None] * torch.distributed.get_world_size()
@@ -119,7 +121,7 @@ def _of_any_process(found: str | None) -> str | None:
 
 
 def _broken_in_backward(net: nn.Module) -> str:
-    """The parameter nearest to the output whose gradient is not finite while all outputs are."""
+    """A sentence that names the parameter nearest to the output whose gradient is not finite."""
     broken = [name for name, each in net.named_parameters() if each.grad is not None and not _finite(each.grad)]
     if not broken:
         return "Every gradient is finite, but not their norm"

@@ -29,25 +29,25 @@ Report = dict[str, Any]
 
 
 class Comparison:
-    """A comparison of neurons in ``out``: a :class:`~klif_sj.training.run.TrainingRun` for each of them and each seed.
+    """A comparison of neurons in ``out``: a :class:`~klif_sj.training.run.TrainingRun` for each neuron and each seed.
 
-    All are by one recipe, in float32. Those of one seed start from the same initial weights, and meet the same order
-    of the data and the same dropout, so that their accuracies compare in pairs.
+    All runs follow one recipe, in float32. Runs with the same seed start from the same initial weights and get the same
+    order of the data and the same dropout, so that their accuracies can be compared in pairs.
 
     :param recipe: how each neuron is trained
     :param neurons: keys of :data:`klif_sj.models.NEURONS`; one that is named twice, under whatever alias, is trained
         once
     :param seeds: each trains all neurons once
-    :param out: folder of the report, its pictures and ``runs``; made where it is missing
+    :param out: folder of the report, its pictures and ``runs``; it is created if it is missing
     :param data_root: folder of the data sets
     :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
-    :param resume: go on where an interrupted comparison in ``out`` stopped
+    :param resume: continue an interrupted comparison in ``out``
     :param command: the command line, for the report
 
-    Everything that a user can get wrong is refused here, before anything is trained or deleted:
+    The constructor refuses all mistakes that a user can make, before anything is trained or deleted:
 
     :raises ValueError: for no neuron or an unknown one, seeds that repeat, another precision, validation samples, a
-        resumption by another recipe, an ``out`` that holds an unfinished comparison and no ``resume``; and as
+        resumption by another recipe, or, without ``resume``, an ``out`` that holds an unfinished comparison; and as
         ``TrainingRun``
     :raises FileNotFoundError: for a data set that is not there and cannot be downloaded
     """
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def _begun(self) -> Path:
-        """By which recipe the runs in the folder are."""
+        """The file with the recipe of the runs in the folder."""
         return self.out / "comparison.json"
 
     @property
@@ -104,7 +104,7 @@ class Comparison:
         return self.out / "report.json"
 
     def _check_folder(self, resume: bool) -> bool:
-        """Whether the folder holds a finished comparison in whose place this one comes."""
+        """Whether the folder holds a finished comparison, which this one replaces."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, got the file {self.out}")
         if not self._runs.exists():
@@ -154,7 +154,7 @@ class Comparison:
         return report
 
     def _summary(self, name: str, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
-        """What there is to say of a neuron: its runs, their means, the difference to the first neuron, a step's cost.
+        """The results of a neuron: its runs, their means, the difference from the first neuron, and the cost of a step.
 
         All accuracies but those of single runs are in per cent, their differences in points.
         """
@@ -188,7 +188,7 @@ class Comparison:
 
 
 def _step_cost(run: TrainingRun) -> dict[str, float]:
-    """Of a batch of the training set, whose batches are as large as is said; those of the test set share it out."""
+    """The cost of a step with a batch of the training set, because a batch of the test set may be smaller."""
     device = run.placement.device
     images, labels = (part.to(device) for part in next(iter(run.data.train_dataloader())))
     with cpu_threads(run.recipe.threads):

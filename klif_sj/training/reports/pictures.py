@@ -41,7 +41,7 @@ STYLE: Any = {
     "lines.markersize": 3.5,
     "savefig.dpi": 200,
     "svg.hashsalt": "klif_sj",
-    # The layers of a deep network are more than there are colours.
+    # A deep network has more layers than there are colours.
     "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS, marker=tuple(MARKERS)),
 }
 
@@ -54,11 +54,11 @@ def draw_neurons(runs: Runs, out: Path, *, prefix: str = "", suffix: str = ".png
     """Draw accuracy, k and firing rates into the folder ``out``; returns the files' names.
 
     Lines and bars are means over the seeds, bands a sample standard deviation to either side, and dots single seeds.
-    Without a neuron that has a k, there is no picture of k.
+    There is a picture of k only if a neuron has a k.
 
-    :param runs: by neuron
-    :param prefix: how the files' names begin
-    :param suffix: how they end, which decides the format
+    :param runs: the runs of each neuron
+    :param prefix: the beginning of the files' names
+    :param suffix: the end of the files' names, which decides the format
     """
     with matplotlib.rc_context(STYLE):
         figures = {
@@ -69,7 +69,7 @@ def draw_neurons(runs: Runs, out: Path, *, prefix: str = "", suffix: str = ".png
         for name, figure in figures.items():
             (out / name).unlink(missing_ok=True)
             if figure is not None:
-                # Of equal data, equal files: without the date, and with the salt in STYLE.
+                # Without the date, and with the salt in STYLE, equal data give equal files.
                 figure.savefig(out / name, metadata={"Date": None} if suffix == ".svg" else None)
     return [name for name, figure in figures.items() if figure is not None]
 
@@ -95,7 +95,7 @@ def _curve(axes: Axes, runs: Sequence[Mapping[str, Any]], quantity: str, label: 
 
 
 def _accuracy(runs: Runs) -> Figure:
-    """Curves by epoch and, of several seeds, the last epoch's accuracies, where a grey line joins those of a seed."""
+    """Curves by epoch and, with several seeds, the accuracies of the last epoch, with a grey line for each seed."""
     figure, panels = _panels(2 if any(len(each) > 1 for each in runs.values()) else 1, sharey=False)
     for name, each in runs.items():
         _curve(panels[0], each, "test_accuracy", name, factor=100)
