@@ -61,8 +61,8 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """The text ``; did you mean ...?`` if one of the names is similar, else an empty text."""
-    found = difflib.get_close_matches(name.lower(), list(names), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    close = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
@@ -82,10 +82,10 @@ def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
             "convert it, for example with x.float()"
         )
     if x.layout is not torch.strided or x.is_nested:
-        found = "nested" if x.is_nested else x.layout
+        layout_name = "nested" if x.is_nested else x.layout
         raise TypeError(
-            f"{neuron}: expected a dense tensor, got one of layout {found}; convert it with x.to_dense(), a nested one "
-            "with torch.nested.to_padded_tensor(x, 0.0)"
+            f"{neuron}: expected a dense tensor, got one of layout {layout_name}; convert it with x.to_dense(), a "
+            "nested one with torch.nested.to_padded_tensor(x, 0.0)"
         )
     if x.ndim < len(layout.split(",")) - 1:
         raise ValueError(f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}")

@@ -58,8 +58,8 @@ class LearnableATan(upstream.SurrogateFunctionBase):
     def forward(self, x: Tensor) -> Tensor:
         # At infinity the derivative with respect to k, x g'(kx), is 0. The clamp makes x finite, as infinity times 0
         # would be NaN.
-        numbers = torch.finfo(x.dtype)
-        scaled = clamped_through(self.k, *self.k_bounds) * x.clamp(numbers.min, numbers.max)
+        finfo = torch.finfo(x.dtype)
+        scaled = clamped_through(self.k, *self.k_bounds) * x.clamp(finfo.min, finfo.max)
         function = self.spiking_function if self.spiking else self.primitive_function
         return function(scaled, self.alpha)
 

@@ -115,6 +115,6 @@ def _thresholds(settings: Sequence[str]) -> Thresholds:
 
 def distinguished(inspections: list[Inspection], others: Sequence[str]) -> list[Inspection]:
     """The inspections with titles that differ: their own titles, or the ``others`` if two of their own are the same."""
-    if len({each.title for each in inspections}) == len(inspections) or len(others) != len(inspections):
+    if len({inspection.title for inspection in inspections}) == len(inspections) or len(others) != len(inspections):
         return inspections
-    return [replace(each, title=title) for each, title in zip(inspections, others, strict=True)]
+    return [replace(inspection, title=title) for inspection, title in zip(inspections, others, strict=True)]

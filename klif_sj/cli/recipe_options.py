@@ -88,10 +88,12 @@ def add_device(parser: argparse.ArgumentParser, *, processes: bool = False) -> N
         )
 
 
-def add_out(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+def add_out(parser: argparse.ArgumentParser, activity: str, default: str) -> None:
     """Add ``--out`` and ``--resume``, and a text that says how to go on after an interrupt."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {default}")
-    parser.add_argument("--resume", action="store_true", help=f"go on with the {what} that was interrupted in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help=f"go on with the {activity} that was interrupted in --out"
+    )
     parser.set_defaults(
         when_interrupted="The epochs that were finished are saved; the same command with --resume goes on."
     )
@@ -102,8 +104,8 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
     :raises ValueError: for a ``--set`` without a name
     """
-    given = {name: value for name in FLAGS if (value := getattr(options, name, None)) is not None}
-    return dict(map(parse_setting, options.set)) | given
+    given_fields = {name: value for name in FLAGS if (value := getattr(options, name, None)) is not None}
+    return dict(map(parse_setting, options.set)) | given_fields
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -104,8 +104,8 @@ def _write_inspections(watched: inspecting, out: Path) -> None:
 
 
 def _print_reports(patch: patched | None, fused: fusing | None) -> None:
-    for done in (patch, fused):
-        if done is not None:
-            print(f"\nklif-sj run: {done.report}", file=sys.stderr)
+    for block in (patch, fused):
+        if block is not None:
+            print(f"\nklif-sj run: {block.report}", file=sys.stderr)
     if patch is not None and not patch.rows:
         print("klif-sj run: the script has built none of the neurons named in --swap", file=sys.stderr)

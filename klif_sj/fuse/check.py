@@ -32,7 +32,7 @@ def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 
     :raises AssertionError: if a difference is more than rounding
     :raises ValueError: if the neuron cannot be fused
     """
-    own, where = own_class(node), next((t.device for t in (*node.parameters(), *node.buffers())), torch.device("cpu"))
+    own, device = own_class(node), next((t.device for t in (*node.parameters(), *node.buffers())), torch.device("cpu"))
     differences: dict[str, float] = {}
     cls: Any = fused_class(own)
     for mode in cls._fused_source.modes:
@@ -45,17 +45,17 @@ def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 
         length = getattr(node, "T", STEPS) if mode == "m" else STEPS
         size = shape or fused._fused_example_shape()
         generator = torch.Generator().manual_seed(seed)
-        x = (torch.randn(2, length, *size, generator=generator) * 1.5 + 0.5).to(where)
-        expected, found = (_everything(twin, x, mode, seed) for twin in (reference, fused))
+        x = (torch.randn(2, length, *size, generator=generator) * 1.5 + 0.5).to(device)
+        expected, actual = (_everything(twin, x, mode, seed) for twin in (reference, fused))
         for name, value in expected.items():
-            differences[f"{name} ({mode})"] = _difference(found.get(name), value)
+            differences[f"{name} ({mode})"] = _difference(actual.get(name), value)
     allowed = RELATIVE[torch.float32]
     beyond = {name: value for name, value in differences.items() if not value <= allowed}
     if beyond:
-        found_text = ", ".join(f"{name} {value:.1e}" for name, value in beyond.items())
+        differences_text = ", ".join(f"{name} {value:.1e}" for name, value in beyond.items())
         raise AssertionError(
             f"{own.__name__}: expected its kernels to compute what its eager code does, within {allowed:g} of the "
-            f"largest value, got differences of {found_text}"
+            f"largest value, got differences of {differences_text}"
         )
     return differences
 
@@ -102,13 +102,13 @@ def _everything(node: Any, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]
     return results
 
 
-def _difference(found: Tensor | None, expected: Tensor) -> float:
+def _difference(actual: Tensor | None, expected: Tensor) -> float:
     """The largest difference, relative to the largest expected value."""
-    if found is None or found.shape != expected.shape:
+    if actual is None or actual.shape != expected.shape:
         return float("inf")
     finite = expected.isfinite()
-    same = (found == expected) | (~finite & ~found.isfinite())  # a potential may overflow
+    same = (actual == expected) | (~finite & ~actual.isfinite())  # a potential may overflow
     if bool(same.all()):
         return 0.0
     scale = expected.abs().masked_fill(~finite, 0.0).max().item() or 1.0
-    return ((found.double() - expected.double()).abs().masked_fill(same, 0.0).max() / scale).item()
+    return ((actual.double() - expected.double()).abs().masked_fill(same, 0.0).max() / scale).item()

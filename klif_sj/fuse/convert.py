@@ -68,9 +68,9 @@ def fuse(
     settings = dict(zip(SETTINGS, (backend, check_bool("keep_state", keep_state)), strict=False))
     check_network(net, {cls.__name__ for cls in spiking_neurons().values()}, "fuse")
     runtime.require_backend(backend)
-    found = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
-    chosen, left_alone = _choose(list(found.neurons.values()), match, skip)
-    left_alone |= found.unseen
+    net_survey = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
+    chosen, left_alone = _choose(list(net_survey.neurons.values()), match, skip)
+    left_alone |= net_survey.unseen
     rows, changes = [], []
     for item in chosen:
         try:
@@ -83,8 +83,8 @@ def fuse(
         changes.append((item.neuron, cls, dict(settings, _fused_states=row.states)))
         rows.append(row)
     if not rows:
-        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to fuse, got none ({others or why_none(net)})")
+        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to fuse, got none ({reasons or why_none(net)})")
     report = FuseReport(tuple(rows), left_alone, dry_run)
     if not dry_run:
         for node, cls, added in changes:
@@ -110,7 +110,7 @@ def _choose(
     items: list[Found], match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None
 ) -> tuple[list[Found], dict[str, str]]:
     """The neurons to fuse, and why the others are left alone."""
-    matched, skipped = (select(*asked, items, steps.is_neuron) for asked in (("match", match), ("skip", skip)))
+    matched, skipped = (select(*selection, items, steps.is_neuron) for selection in (("match", match), ("skip", skip)))
     chosen, left_alone = [], {}
     for item in items:
         name, key = own_class(item.neuron).__name__, id(item.neuron)

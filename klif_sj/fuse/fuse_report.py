@@ -35,10 +35,10 @@ class FuseRow:
         if self.note:
             details.append(("note", self.note))
         if self.differences is not None:
-            found = ", ".join(
+            differences = ", ".join(
                 f"{name} {value:.1e}" if value else f"{name} equal" for name, value in self.differences.items()
             )
-            details.append(("verified", found))
+            details.append(("verified", differences))
         return details
 
     def to_dict(self) -> dict[str, Any]:

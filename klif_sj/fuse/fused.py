@@ -79,7 +79,7 @@ class Fused(OnKernels):
     def _fused_run(self, x: Tensor, x_seq: Tensor, step_mode: str, backend: str) -> Tensor:
         steps.check_sequence(self, x_seq)
         neuron, dtype = type(self).__name__, state_dtype(x.dtype)
-        held = dict(self._memories)
+        memories = dict(self._memories)
         try:
             start = steps.starting_states(self, x, step_mode, dtype, type(self)._fused_starts_itself)
             states = {
@@ -94,7 +94,7 @@ class Fused(OnKernels):
                     x_seq, dtype, states, effective, kinds, 1, record, self._fused_keep_state
                 )
         except BaseException:
-            self._memories.update(held)
+            self._memories.update(memories)
             raise
         self._memories.update(steps.left_states(self, final))
         if record:

@@ -121,14 +121,14 @@ def _colours(series: Sequence[Any]) -> list[str]:
     return [SERIES[position % len(SERIES)] for position in range(len(series))]
 
 
-def _each(layers: Labelled) -> Iterable[tuple[str, LayerInspection, str]]:
+def _with_colours(layers: Labelled) -> Iterable[tuple[str, LayerInspection, str]]:
     for (label, layer), colour in zip(layers, _colours(layers), strict=True):
         yield label, layer, colour
 
 
 def _rates(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             counts = np.array(layer.rate_histogram)
             edges = np.linspace(0, 1, len(counts) + 1)
             axes.stairs(counts / max(counts.sum(), 1), edges, color=colour, fill=len(layers) == 1, linewidth=1.4)
@@ -141,23 +141,23 @@ def _rates(layers: Labelled) -> Chart:
 
 def _rates_by_step(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             axes.plot(range(1, layer.steps + 1), layer.rate_by_step, color=colour, marker="o" * (layer.steps <= 32))
         _time_axis(axes, "firing rate")
 
     return _svg("Firing rate by time step", draw)
 
 
-def _time_axis(axes: Axes, what: str) -> None:
+def _time_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel("time step t")
-    axes.set_ylabel(what)
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _rates_by_channel(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             # The channels are sorted, because it matters whether some are silent, and hardly which ones.
             values = sorted(layer.rate_by_channel, reverse=True)
             axes.stairs(values, color=colour, fill=len(layers) == 1, linewidth=1.4)
@@ -170,13 +170,13 @@ def _rates_by_channel(layers: Labelled) -> Chart:
 
 def _potentials(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
-            found = layer.potential
-            if found is not None:
-                edges = np.linspace(found.low, found.high, len(found.counts) + 1)
-                counts = np.array(found.counts) / max(found.values, 1)
+        for _, layer, colour in _with_colours(layers):
+            potential = layer.potential
+            if potential is not None:
+                edges = np.linspace(potential.low, potential.high, len(potential.counts) + 1)
+                counts = np.array(potential.counts) / max(potential.values, 1)
                 axes.stairs(counts, edges, color=colour, fill=len(layers) == 1, linewidth=1.4)
-                beyond = [f"{100 * n / found.values:.0f} %" for n in (found.below, found.above)]
+                beyond = [f"{100 * n / potential.values:.0f} %" for n in (potential.below, potential.above)]
                 for place, share, side in ((0.01, f"← {beyond[0]}", "left"), (0.99, f"{beyond[1]} →", "right")):
                     if len(layers) == 1 and not share.strip("←→ ").startswith("0 "):
                         axes.text(place, 0.96, share, transform=axes.transAxes, ha=side, va="top", fontsize=8)
@@ -189,7 +189,7 @@ def _potentials(layers: Labelled) -> Chart:
 
 def _temporal(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             if layer.temporal:
                 axes.plot(*_positive(layer.temporal), color=colour, marker="o" * (len(layer.temporal) <= 32))
         _temporal_axes(axes)
@@ -199,7 +199,7 @@ def _temporal(layers: Labelled) -> Chart:
 
 def _gradient(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             if layer.gradient:
                 steps = range(1, len(layer.gradient) + 1)
                 axes.plot(steps, layer.gradient, color=colour, marker="o" * (len(layer.gradient) <= 32))
@@ -208,7 +208,7 @@ def _gradient(layers: Labelled) -> Chart:
     return _svg("Gradient of the loss by time step", draw)
 
 
-def _bars(inspections: Sequence[Inspection], title: str, what: str, value: Any) -> Chart:
+def _bars(inspections: Sequence[Inspection], title: str, label: str, value: Any) -> Chart:
     names = list(dict.fromkeys(name for inspection in inspections for name in inspection.layers))
     height = 0.8 / len(inspections)
 
@@ -219,7 +219,7 @@ def _bars(inspections: Sequence[Inspection], title: str, what: str, value: Any) 
         axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [_shortened(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
-        axes.set_xlabel(what)
+        axes.set_xlabel(label)
 
     longest = max(len(_shortened(name)) for name in names)
     rows = max(len(names), 2) * max(1, len(inspections) ** 0.5)

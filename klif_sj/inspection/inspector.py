@@ -72,9 +72,9 @@ def inspect(
     _check_count("sampled_potentials", sampled_potentials, 1)
     _check_count("counted_inputs", counted_inputs, 0)
     run = forward or (lambda net, x: net(x))
-    watch, at = Watch(sampled_potentials), thresholds or Thresholds()
+    watch, limits = Watch(sampled_potentials), thresholds or Thresholds()
     notes: list[str] = []
-    found: list[Finding] = []
+    findings: list[Finding] = []
     operations = None
     number = inputs = 0
     with _left_as_it_was(net), torch.random.fork_rng(_gpus(net)):
@@ -92,9 +92,9 @@ def inspect(
                     with torch.no_grad():
                         run(net, x)
             broken = watch.end_of_pass(had_loss)
-            if broken is not None and not found:
+            if broken is not None and not findings:
                 functional.reset_net(net)
-                found.append(_not_finite(net, run, x, number, broken))
+                findings.append(_not_finite(net, run, x, number, broken))
             if number == 1 and counted_inputs:
                 functional.reset_net(net)
                 operations = _operations(net, run, x, target, counted_inputs, notes)
@@ -105,9 +105,9 @@ def inspect(
         raise ValueError(f"net: none of its {len(layers)} spiking layers ran; expected a forward that calls them")
     inputs = max(layer.inputs for layer in results.values())
     notes += [f"The layer {name} did not run." for name in layers if name not in results]
-    found += find_all(results.values(), at)
+    findings += find_all(results.values(), limits)
     return Inspection(
-        title or type(net).__name__, type(net).__name__, inputs, number, results, found, at, operations, notes
+        title or type(net).__name__, type(net).__name__, inputs, number, results, findings, limits, operations, notes
     )
 
 
@@ -248,14 +248,14 @@ def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] 
 
     Returns the module's name and its class.
     """
-    found: list[tuple[str, str]] = []
+    broken: list[tuple[str, str]] = []
 
     def hook(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and _finite(inputs) and not _finite(output):
-                found.append((name, type(module).__name__))
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not broken and _finite(inputs) and not _finite(output):
+                broken.append((name, type(module).__name__))
 
-        return look
+        return check
 
     inner = {name: module for name, module in net.named_modules() if name}
     handles = [module.register_forward_hook(hook(name)) for name, module in inner.items()]
@@ -264,7 +264,7 @@ def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] 
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return broken[0] if broken else None
 
 
 def _finite(values: Any) -> bool:

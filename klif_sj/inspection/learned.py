@@ -45,7 +45,7 @@ def learned_parameters(node: nn.Module) -> dict[str, LearnedParameter]:
 
     The attribute ``NAME_bounds`` gives the bounds of a parameter ``NAME``. The bounds of a sigmoid are 0 and 1.
     """
-    found: dict[str, LearnedParameter] = {}
+    parameters: dict[str, LearnedParameter] = {}
     if isinstance(node, FusedNode):
         raw = dict(node.named_parameters(recurse=False))
         for name, value in node.effective_parameters().items():
@@ -53,21 +53,21 @@ def learned_parameters(node: nn.Module) -> dict[str, LearnedParameter]:
             learned = raw[name].requires_grad if name in raw else True
             if isinstance(node, GLIFNode):
                 # GLIF's hard gates are 0 or 1 by intent, so the sigmoids beneath them are compared with the bounds.
-                found[name] = _described(raw[name].sigmoid(), (0.0, 1.0), learned)
+                parameters[name] = _described(raw[name].sigmoid(), (0.0, 1.0), learned)
             else:
-                found[name] = _described(tensor, getattr(node, f"{name}_bounds", None), learned)
+                parameters[name] = _described(tensor, getattr(node, f"{name}_bounds", None), learned)
     for path, parameter in node.named_parameters():
         name = path.rpartition(".")[2]
-        if path in found:
+        if path in parameters:
             continue
         if path == "w" and type(node).__name__.startswith("ParametricLIF"):
-            found["tau"] = _described(1 / parameter.sigmoid(), (1.0, math.inf), parameter.requires_grad)
+            parameters["tau"] = _described(1 / parameter.sigmoid(), (1.0, math.inf), parameter.requires_grad)
             continue
         holder = node.get_submodule(path.rpartition(".")[0])
         bounds = getattr(holder, f"{name}_bounds", None)
         value = parameter if bounds is None else parameter.clamp(*bounds)
-        found[path] = _described(value, bounds, parameter.requires_grad)
-    return found
+        parameters[path] = _described(value, bounds, parameter.requires_grad)
+    return parameters
 
 
 def effective_threshold(node: Any) -> Any:

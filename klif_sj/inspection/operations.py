@@ -85,7 +85,7 @@ def count_operations(
     functional.reset_net(net)
     cost = op_counter.SimpleEnergyCostConfig.fp32()
     compute = multiplied.get_total() * cost.e_mac_pj + accumulated.get_total() * cost.e_ac_pj
-    by_scope = {scope: sum(found.values()) for scope, found in synaptic.get_counts().items()}
+    by_scope = {scope: sum(counts.values()) for scope, counts in synaptic.get_counts().items()}
     return Operations(
         inputs=inputs,
         multiply_accumulations=multiplied.get_total() / inputs,

@@ -112,9 +112,9 @@ def _runs_otherwise(node: nn.Module) -> bool:
     """Whether SpikingJelly runs other code than the equations of the neuron's class."""
     if isinstance(node, Fused):
         return False
-    own: Any = type(node)
+    cls: Any = type(node)
     try:
-        return steps.step_source(own).differs
+        return steps.step_source(cls).differs
     except steps.NoStepError:
         return True
 
@@ -137,17 +137,17 @@ def _replay(
             outputs.append(run(x, call.single_step))
         length = sum(1 if call.single_step else len(call.x) for call in calls)
         potentials = _by_step(noted, length, calls[0])
-        found = _potentials(node.surrogate_function, potentials, scale)
-        found.inputs = calls[0].x.shape[0 if calls[0].single_step else 1]
+        result = _potentials(node.surrogate_function, potentials, scale)
+        result.inputs = calls[0].x.shape[0 if calls[0].single_step else 1]
         differing = [_unlike(out, call.spikes) for out, call in zip(outputs, calls, strict=True)]
-        found.unlike = float(torch.stack(differing).mean())
-        _gradients(found, potentials, inputs, outputs, calls)
-    return found
+        result.unlike = float(torch.stack(differing).mean())
+        _gradients(result, potentials, inputs, outputs, calls)
+    return result
 
 
-def _unlike(found: Tensor, expected: Tensor) -> Tensor:
+def _unlike(outputs: Tensor, expected: Tensor) -> Tensor:
     """The share of outputs that differ by more than rounding."""
-    return (~found.isclose(expected, rtol=1e-3, atol=1e-3, equal_nan=True)).double().mean()
+    return (~outputs.isclose(expected, rtol=1e-3, atol=1e-3, equal_nan=True)).double().mean()
 
 
 def _by_step(noted: list[Tensor], length: int, call: Call) -> list[Tensor]:
@@ -166,18 +166,18 @@ def _potentials(function: Any, potentials: list[Tensor], scale: float) -> Replay
     with torch.no_grad():
         u = torch.cat([potential.detach().flatten() for potential in potentials]).float()
         u = u[u.isfinite()]
-    found = Replay(values=len(u), scale=scale)
+    result = Replay(values=len(u), scale=scale)
     if not len(u):
-        return found
+        return result
     slopes = surrogate_slope(function, u)
     peak = max(float(surrogate_slope(function, _grid(u)).max()), float(slopes.max()))
     u = u / scale
-    found.covered = float((slopes > COVERED_FROM * peak).double().mean()) if peak > 0 else 0.0
-    found.counts = [int(count) for count in torch.histc(u, BINS, -RANGE, RANGE)]
-    found.below, found.above = int((u < -RANGE).sum()), int((u > RANGE).sum())
-    found.near = float((u.abs() <= 1).double().mean())
-    found.distance = float(u[:: 1 + len(u) // MEDIAN_OF].abs().median())
-    return found
+    result.covered = float((slopes > COVERED_FROM * peak).double().mean()) if peak > 0 else 0.0
+    result.counts = [int(count) for count in torch.histc(u, BINS, -RANGE, RANGE)]
+    result.below, result.above = int((u < -RANGE).sum()), int((u > RANGE).sum())
+    result.near = float((u.abs() <= 1).double().mean())
+    result.distance = float(u[:: 1 + len(u) // MEDIAN_OF].abs().median())
+    return result
 
 
 def _grid(u: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def surrogate_slope(function: Any, u: Tensor) -> Tensor:
 
 
 def _gradients(
-    found: Replay, potentials: list[Tensor], inputs: list[Tensor], outputs: list[Tensor], calls: list[Call]
+    result: Replay, potentials: list[Tensor], inputs: list[Tensor], outputs: list[Tensor], calls: list[Call]
 ) -> None:
     """Fill in the temporal gradient by lag and the gradient of the loss by time step, as means of magnitudes."""
     last = potentials[-1]
@@ -210,7 +210,7 @@ def _gradients(
             temporal = [_mean(seen.get(t), firing) for t in reversed(range(len(potentials)))]
             # Where an activation is flat, as KLIF's ReLU is at 0, the gradient that passes through time is unknown.
             is_flat = not any(temporal[1:]) and not any(x.grad is not None and x.grad.any() for x in inputs)
-            found.temporal = None if is_flat else temporal
+            result.temporal = None if is_flat else temporal
         pairs = [(o, c.gradient) for o, c in zip(outputs, calls, strict=True) if c.gradient is not None]
         pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
         if pairs:
@@ -219,7 +219,7 @@ def _gradients(
             values = [seen.get(t) for t in range(len(potentials))]
             if not stepwise:
                 values = [None] * len(calls[0].x) if values[0] is None else list(values[0])
-            found.gradient = [_mean(value) for value in values]
+            result.gradient = [_mean(value) for value in values]
 
 
 def _firing(outputs: list[Tensor], calls: list[Call]) -> Tensor:
@@ -234,12 +234,12 @@ def _firing(outputs: list[Tensor], calls: list[Call]) -> Tensor:
     return firing if firing.any() else torch.ones_like(firing)
 
 
-def _mean(gradient: Tensor | None, of: Tensor | None = None) -> float:
+def _mean(gradient: Tensor | None, mask: Tensor | None = None) -> float:
     """The mean magnitude, of some elements or of all."""
     if gradient is None:
         return 0.0
     magnitude = gradient.abs().double()
-    return float(magnitude.mean() if of is None else magnitude[of].mean())
+    return float(magnitude.mean() if mask is None else magnitude[mask].mean())
 
 
 @contextmanager
@@ -297,8 +297,8 @@ def _our_run(twin: Any, node: Any) -> Run:
 
 def _equations_run(twin: Any, node: Any) -> Run:
     """A function that runs SpikingJelly's neuron, or a user's, by the equations of its single step."""
-    own: Any = type(twin)
-    twin.__class__ = fused_class(own)
+    cls: Any = type(twin)
+    twin.__class__ = fused_class(cls)
     names = node._fused_states if isinstance(node, Fused) else steps.state_names(node)
     twin.__dict__.update(_fused_backend="torch", _fused_keep_state=True, _fused_states=names)
 

@@ -155,10 +155,10 @@ class Inspection:
         :raises ValueError: for a file that does not hold exactly one inspection
         """
         path = Path(path)
-        found = load_all(path)
-        if len(found) != 1:
-            raise ValueError(f"expected one inspection in {path}, got {len(found)}")
-        return found[0]
+        inspections = load_all(path)
+        if len(inspections) != 1:
+            raise ValueError(f"expected one inspection in {path}, got {len(inspections)}")
+        return inspections[0]
 
     def __str__(self) -> str:
         return as_text([self])
@@ -189,9 +189,9 @@ def save_side_by_side(inspections: Sequence[Inspection], folder: str | Path) -> 
     folder = Path(folder)
     text = page(inspections)
     folder.mkdir(parents=True, exist_ok=True)
-    found = [inspection.to_dict() for inspection in inspections]
-    whole = found[0] if len(found) == 1 else {"klif_sj_inspection": FORMAT, "inspections": found}
-    (folder / "inspection.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    contents = [inspection.to_dict() for inspection in inspections]
+    content = contents[0] if len(contents) == 1 else {"klif_sj_inspection": FORMAT, "inspections": contents}
+    (folder / "inspection.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     (folder / "inspection.html").write_text(text)
     return folder / "inspection.html"
 
@@ -202,52 +202,52 @@ def load_all(path: Path) -> list[Inspection]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no inspection {path}")
     try:
-        told = json.loads(path.read_text())
-        if told["klif_sj_inspection"] != FORMAT:
-            raise ValueError(f"format {told['klif_sj_inspection']}, expected {FORMAT}")
-        return [_from_dict(each) for each in told.get("inspections", [told])]
+        content = json.loads(path.read_text())
+        if content["klif_sj_inspection"] != FORMAT:
+            raise ValueError(f"format {content['klif_sj_inspection']}, expected {FORMAT}")
+        return [_from_dict(inspection) for inspection in content.get("inspections", [content])]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no inspection that klif-sj inspect wrote ({error})") from error
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(element) for element in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _from_dict(told: dict[str, Any]) -> Inspection:
-    layers = {name: _layer_from_dict(each) for name, each in told["layers"].items()}
+def _from_dict(content: dict[str, Any]) -> Inspection:
+    layers = {name: _layer_from_dict(layer) for name, layer in content["layers"].items()}
     findings = []
-    for each in told["findings"]:
-        figures = {name: math.nan if each[name] is None else each[name] for name in ("figure", "threshold")}
-        findings.append(Finding(**{**each, **figures}))
-    operations = told["operations"] and Operations(**told["operations"])
+    for finding in content["findings"]:
+        figures = {name: math.nan if finding[name] is None else finding[name] for name in ("figure", "threshold")}
+        findings.append(Finding(**{**finding, **figures}))
+    operations = content["operations"] and Operations(**content["operations"])
     return Inspection(
-        **{key: told[key] for key in ("title", "network", "inputs", "batches", "notes")},
+        **{key: content[key] for key in ("title", "network", "inputs", "batches", "notes")},
         layers=layers,
         findings=findings,
-        thresholds=Thresholds(**told["thresholds"]),
+        thresholds=Thresholds(**content["thresholds"]),
         operations=operations,
     )
 
 
-def _layer_from_dict(told: dict[str, Any]) -> LayerInspection:
+def _layer_from_dict(content: dict[str, Any]) -> LayerInspection:
     parameters = {}
-    for name, each in told["parameters"].items():
-        bounds = each["bounds"]
+    for name, values in content["parameters"].items():
+        bounds = values["bounds"]
         if bounds is not None:
-            each = {**each, "bounds": (bounds[0], math.inf if bounds[1] is None else bounds[1])}
-        parameters[name] = LearnedParameter(**each)
+            values = {**values, "bounds": (bounds[0], math.inf if bounds[1] is None else bounds[1])}
+        parameters[name] = LearnedParameter(**values)
     return LayerInspection(
         **{
-            **told,
-            "shape": tuple(told["shape"]),
-            "potential": told["potential"] and Potential(**told["potential"]),
+            **content,
+            "shape": tuple(content["shape"]),
+            "potential": content["potential"] and Potential(**content["potential"]),
             "parameters": parameters,
         }
     )

@@ -130,16 +130,18 @@ class inspecting:
     def inspections(self) -> list[Inspection]:
         """An inspection of the passes with a gradient and one of the passes without, if there were any."""
         self._busy = True
-        found = []
+        inspections = []
         for grad, window in self._windows.items():
             passes, layers = window.results()
             if not layers:
                 continue
             findings = [] if window.broken is None else [window.broken]
             findings += find_all(layers.values(), self.thresholds)
-            what = counted(window.total, "pass", "passes")
-            notes = [f"{what} {'with' if grad else 'without'} a gradient; this is of the latest {passes}."]
+            passes_text = counted(window.total, "pass", "passes")
+            notes = [f"{passes_text} {'with' if grad else 'without'} a gradient; this is of the latest {passes}."]
             inputs = max(layer.inputs for layer in layers.values())
             title = f"{self.title}, {'training' if grad else 'no gradient'}"
-            found.append(Inspection(title, self.title, inputs, passes, layers, findings, self.thresholds, None, notes))
-        return found
+            inspections.append(
+                Inspection(title, self.title, inputs, passes, layers, findings, self.thresholds, None, notes)
+            )
+        return inspections

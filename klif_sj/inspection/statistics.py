@@ -63,8 +63,8 @@ class LayerStatistics:
         missing = first_step + len(by_step) - len(self._by_step)
         if missing > 0:
             self._by_step, self._step_observations = (
-                torch.cat([kept.to(by_step.device), torch.zeros(missing, dtype=torch.float64, device=by_step.device)])
-                for kept in (self._by_step, self._step_observations)
+                torch.cat([sums.to(by_step.device), torch.zeros(missing, dtype=torch.float64, device=by_step.device)])
+                for sums in (self._by_step, self._step_observations)
             )
         steps = slice(first_step, first_step + len(by_step))
         self._by_step[steps] += by_step
@@ -99,8 +99,8 @@ class LayerStatistics:
 
     def bytes_held(self) -> int:
         """The memory that the statistics take, in bytes."""
-        held = (self._by_neuron, self._by_step, self._step_observations, self._first)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+        tensors = (self._by_neuron, self._by_step, self._step_observations, self._first)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def _sum_dtype(values: Tensor) -> torch.dtype:

@@ -32,13 +32,19 @@ def layer_table(inspections: Sequence[Inspection]) -> Rows:
 
 def parameter_table(inspections: Sequence[Inspection]) -> Rows:
     """A head, and a row for each parameter that is learned; nothing if no parameter is."""
-    found = [
-        (layer.name, title, name, *(f"{value:.4g}" for value in (each.mean, each.low, each.high)), bounds_of(each))
+    rows = [
+        (
+            layer.name,
+            title,
+            name,
+            *(f"{value:.4g}" for value in (parameter.mean, parameter.low, parameter.high)),
+            bounds_of(parameter),
+        )
         for title, layer in _layers(inspections)
-        for name, each in layer.parameters.items()
-        if each.learned
+        for name, parameter in layer.parameters.items()
+        if parameter.learned
     ]
-    return _without_of([PARAMETERS, *found], inspections) if found else []
+    return _without_of([PARAMETERS, *rows], inspections) if rows else []
 
 
 def _layers(inspections: Sequence[Inspection]) -> Iterator[tuple[str, LayerInspection]]:
@@ -128,9 +134,9 @@ def _headline(inspection: Inspection) -> str:
     return f"{inspection.title}: {counted(inspection.inputs, 'input')} in {batches}"
 
 
-def counted(number: int, what: str, several: str = "") -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """A number of things: ``1 input``, ``2 inputs``, ``no inputs``."""
-    return f"{number or 'no'} {what if number == 1 else several or what + 's'}"
+    return f"{number or 'no'} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _count(inspection: Inspection) -> str:
@@ -145,11 +151,12 @@ def _sentences(group: Sequence[Finding]) -> list[str]:
 
 def operations_text(inspection: Inspection) -> str:
     """What one input costs, in a sentence."""
-    found = inspection.operations
-    if found is None:
+    operations = inspection.operations
+    if operations is None:
         return ""
     return (
-        f"One input: {found.synaptic_operations:,.0f} synaptic operations, {found.multiply_accumulations:,.0f} "
-        f"multiply-accumulations; {1e6 * (found.compute_energy + found.memory_energy):.3g} µJ by SpikingJelly's "
-        f"estimate for 45 nm, of which {1e6 * found.memory_energy:.3g} µJ is memory access."
+        f"One input: {operations.synaptic_operations:,.0f} synaptic operations, "
+        f"{operations.multiply_accumulations:,.0f} multiply-accumulations; "
+        f"{1e6 * (operations.compute_energy + operations.memory_energy):.3g} µJ by SpikingJelly's estimate for 45 nm, "
+        f"of which {1e6 * operations.memory_energy:.3g} µJ is memory access."
     )

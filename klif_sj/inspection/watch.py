@@ -42,13 +42,13 @@ def is_spiking_class(cls: type) -> bool:
 
 def spiking_layers_of(net: nn.Module) -> dict[str, nn.Module]:
     """The spiking layers of a network by name, without a final ``.neuron``. A layer within another one is left out."""
-    found: dict[str, nn.Module] = {}
-    within: tuple[str, ...] = ()
+    layers: dict[str, nn.Module] = {}
+    prefixes: tuple[str, ...] = ()
     for path, module in net.named_modules():
-        if is_spiking_layer(module) and not path.startswith(within or ("\0",)):
-            found[path.removesuffix(".neuron") or type(module).__name__] = module
-            within += (f"{path}.",)
-    return found
+        if is_spiking_layer(module) and not path.startswith(prefixes or ("\0",)):
+            layers[path.removesuffix(".neuron") or type(module).__name__] = module
+            prefixes += (f"{path}.",)
+    return layers
 
 
 class Layer:
@@ -157,14 +157,21 @@ class Layer:
 
     def result(self, is_first: bool) -> LayerInspection:
         """What was found about the layer."""
-        statistics, found = self.statistics, self.replayed
+        statistics, replayed = self.statistics, self.replayed
         rates = statistics.rate_by_neuron()
         if statistics.unlike:
             self._note(f"{statistics.unlike} calls had steps of another shape: rates by neuron leave them out")
         potential = None
-        if found is not None and found.values:
-            figures = (found.counts, found.below, found.above, found.covered, found.near, found.distance)
-            potential = Potential(found.scale, -RANGE, RANGE, *figures, found.values, found.inputs)
+        if replayed is not None and replayed.values:
+            figures = (
+                replayed.counts,
+                replayed.below,
+                replayed.above,
+                replayed.covered,
+                replayed.near,
+                replayed.distance,
+            )
+            potential = Potential(replayed.scale, -RANGE, RANGE, *figures, replayed.values, replayed.inputs)
         threshold = effective_threshold(self.node)
         return LayerInspection(
             name=self.name,
@@ -179,8 +186,8 @@ class Layer:
             never=float((rates == 0).double().mean()),
             always=float((rates >= 1).double().mean()),
             potential=potential,
-            temporal=None if found is None else found.temporal,
-            gradient=None if found is None else found.gradient,
+            temporal=None if replayed is None else replayed.temporal,
+            gradient=None if replayed is None else replayed.gradient,
             reached=None if self.reached is None else bool(self.reached),
             parameters=learned_parameters(self.node),
             input_changes=statistics.input_changes,
@@ -214,7 +221,9 @@ class Watch:
     def _unused(self, name: str) -> str:
         """The name, with a number if another layer has the name already, as a script may run several networks."""
         taken = {layer.name for layer in self.layers.values()}
-        return next(each for each in chain([name], (f"{name} #{n}" for n in count(2))) if each not in taken)
+        return next(
+            candidate for candidate in chain([name], (f"{name} #{n}" for n in count(2))) if candidate not in taken
+        )
 
     def after(self, node: nn.Module, x: Any, spikes: Any) -> None:
         """A layer was called."""

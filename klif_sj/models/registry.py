@@ -87,9 +87,13 @@ def build_network(
     if dropout is not None:
         options["dropout"] = check_dropout(dropout)
     for option, value in options.items():
-        having = [network for network, builder in NETWORKS.items() if option in inspect.signature(builder).parameters]
-        if canonical_network(name) not in having:
-            raise ValueError(f"{option}: expected it for {' or '.join(having)} only, got {value!r} for {name!r}")
+        networks_with_option = [
+            network for network, builder in NETWORKS.items() if option in inspect.signature(builder).parameters
+        ]
+        if canonical_network(name) not in networks_with_option:
+            raise ValueError(
+                f"{option}: expected it for {' or '.join(networks_with_option)} only, got {value!r} for {name!r}"
+            )
     return build(neuron, time_steps, **sizes, width=width, **options)
 
 

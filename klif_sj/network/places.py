@@ -73,9 +73,9 @@ def survey(net: nn.Module, is_neuron: Callable[[nn.Module], bool]) -> Survey:
     visited: set[tuple[int, Any]] = set()
 
     def note(path: str, neuron: nn.Module, is_registered: bool) -> None:
-        own = next(_floating_tensors(neuron, recurse=True), None)
-        found = result.neurons.setdefault(id(neuron), Found(neuron, recent if own is None else own))
-        for paths in (found.paths, *([found.registered] if is_registered else [])):
+        own_tensor = next(_floating_tensors(neuron, recurse=True), None)
+        entry = result.neurons.setdefault(id(neuron), Found(neuron, recent if own_tensor is None else own_tensor))
+        for paths in (entry.paths, *([entry.registered] if is_registered else [])):
             if path not in paths:
                 paths.append(path)
 

@@ -80,9 +80,9 @@ class Report(Generic[AnyRow]):
             yield [path], [("left alone", why)]
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, participle: str) -> str:
     """A text such as ``2 neurons fused``."""
-    return f"{number} neuron{'' if number == 1 else 's'} {what}"
+    return f"{number} neuron{'' if number == 1 else 's'} {participle}"
 
 
 def full_name(cls: type) -> str:

@@ -50,7 +50,7 @@ def why_none(net: nn.Module) -> str:
 
 
 def select(
-    what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
+    option: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
     is_neuron_class: Callable[[type], bool],
 ) -> set[int]:  # fmt: skip
     """The ids of the neurons that match any of the selectors."""
@@ -58,20 +58,20 @@ def select(
     for selector in _listed(selectors):
         if isinstance(selector, type):
             if not is_neuron_class(selector):
-                raise TypeError(f"{what}: expected a class of spiking neurons, got {selector!r}")
-            hits = [item for item in items if isinstance(item.neuron, selector)]
+                raise TypeError(f"{option}: expected a class of spiking neurons, got {selector!r}")
+            matching = [item for item in items if isinstance(item.neuron, selector)]
         elif isinstance(selector, str):
-            hits = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
+            matching = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
         elif callable(selector):
-            hits = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
-            selected |= {id(item.neuron) for item in hits}
+            matching = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
+            selected |= {id(item.neuron) for item in matching}
             continue
         else:
-            raise TypeError(f"{what}: expected a class, a pattern or a predicate, got {selector!r}")
-        if not hits:
-            present = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
-            raise ValueError(f"{what}: {selector!r} matches no neuron; the network has {present or 'none'}")
-        selected |= {id(item.neuron) for item in hits}
+            raise TypeError(f"{option}: expected a class, a pattern or a predicate, got {selector!r}")
+        if not matching:
+            present_neurons = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
+            raise ValueError(f"{option}: {selector!r} matches no neuron; the network has {present_neurons or 'none'}")
+        selected |= {id(item.neuron) for item in matching}
     return selected
 
 

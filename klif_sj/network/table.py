@@ -18,9 +18,9 @@ def group_lines(paths: list[str], details: list[tuple[str, str]]) -> Iterator[Ce
 
 def _columns(paths: Iterable[str], details: Iterable[tuple[str, str]]) -> Iterator[Cells]:
     wrapped = []
-    for what, text in details:
+    for word, text in details:
         first, *rest = textwrap.wrap(text, TEXT_WIDTH, break_long_words=False)
-        wrapped += [(what, first), *(("", line) for line in rest)]
+        wrapped += [(word, first), *(("", line) for line in rest)]
     for path, line in zip_longest(paths, wrapped):
         yield path or "", *(line or ("", ""))
 

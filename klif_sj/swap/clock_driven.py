@@ -167,8 +167,10 @@ def _meanings(before: Mapping[str, ModuleType], translated: Mapping[str, ModuleT
     for path, new in translated.items():
         old = before.get(path)
         if old is not None:
-            own = [n for n, value in vars(old).items() if getattr(value, "__module__", None) == path and n in vars(new)]
-            pairs += [(old, new), *((vars(old)[name], vars(new)[name]) for name in own)]
+            own_names = [
+                n for n, value in vars(old).items() if getattr(value, "__module__", None) == path and n in vars(new)
+            ]
+            pairs += [(old, new), *((vars(old)[name], vars(new)[name]) for name in own_names)]
     return {id(old): (old, new) for old, new in pairs}
 
 

@@ -26,25 +26,25 @@ def carry_hooks(old: nn.Module, new: nn.Module, *, install: bool) -> tuple[Entry
     bound = {number: hook for number, hook in hooks.items() if _is_bound_to(hook, old)}
     copied = []
     for name in HOOKS:
-        theirs, own = vars(old)[name], vars(new)[name]
-        foreign = {number: value for number, value in theirs.items() if number not in bound}
-        if len(foreign) == len(theirs) and not own:
+        old_hooks, new_hooks = vars(old)[name], vars(new)[name]
+        unbound = {number: value for number, value in old_hooks.items() if number not in bound}
+        if len(unbound) == len(old_hooks) and not new_hooks:
             if install:
-                vars(new)[name] = theirs
-        elif foreign:
+                vars(new)[name] = old_hooks
+        elif unbound:
             copied.append(name.strip("_"))
             if install:
-                own.update(foreign)
+                new_hooks.update(unbound)
     if install:
         new._is_full_backward_hook = old._is_full_backward_hook
     entries = []
-    if carried := len(hooks) - len(bound):
-        entries.append(Entry(KEPT, "hooks", carried, carried))
+    if carried_hooks := len(hooks) - len(bound):
+        entries.append(Entry(KEPT, "hooks", carried_hooks, carried_hooks))
     if copied:
         why = "these hooks work, but handles from before the swap no longer remove them"
         entries.append(Entry(CHANGED, "hook handles", copied, copied, why))
-    if lost := sum(not _is_of_a_lazy_module(hook) for hook in bound.values()):
-        entries.append(Entry(DROPPED, "bound hooks", lost, why="they act on the old neuron itself"))
+    if lost_hooks := sum(not _is_of_a_lazy_module(hook) for hook in bound.values()):
+        entries.append(Entry(DROPPED, "bound hooks", lost_hooks, why="they act on the old neuron itself"))
     return tuple(entries)
 
 

@@ -66,8 +66,8 @@ def swap_neurons(
         raise TypeError(f"expected a class of spiking neurons to put into the network, got {neuron!r}")
     checked = check_overrides(neuron, overrides)
     _check_network(net)
-    found = survey(net, lambda module: is_neuron_class(type(module)))
-    chosen, left_alone = _choose(net, found, match, skip)
+    net_survey = survey(net, lambda module: is_neuron_class(type(module)))
+    chosen, left_alone = _choose(net, net_survey, match, skip)
     new: dict[int, nn.Module] = {}
     rows = []
     with torch.random.fork_rng(devices=[]) if dry_run else nullcontext():
@@ -79,7 +79,7 @@ def swap_neurons(
             rows.append(_finish(item, new[key], entries, install=not dry_run))
     report = SwapReport(tuple(rows), left_alone, dry_run)
     if not dry_run:
-        report._undo = _install(net, found, new)
+        report._undo = _install(net, net_survey, new)
     return report
 
 
@@ -93,15 +93,15 @@ def _check_network(net: object) -> None:
 
 
 def _choose(
-    net: nn.Module, found: Survey, match: Selector | Iterable[Selector] | None,
+    net: nn.Module, net_survey: Survey, match: Selector | Iterable[Selector] | None,
     skip: Selector | Iterable[Selector] | None,
 ) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
     """The neurons to swap, and why the others are left alone."""
-    everything = list(found.neurons.values())
-    matched = select("match", match, everything, is_neuron_class)
-    skipped = select("skip", skip, everything, is_neuron_class)
-    chosen, left_alone = {}, dict(found.unseen)
-    for key, item in found.neurons.items():
+    all_neurons = list(net_survey.neurons.values())
+    matched = select("match", match, all_neurons, is_neuron_class)
+    skipped = select("skip", skip, all_neurons, is_neuron_class)
+    chosen, left_alone = {}, dict(net_survey.unseen)
+    for key, item in net_survey.neurons.items():
         kind = own_class(item.neuron)
         if key in skipped:
             left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
@@ -111,8 +111,8 @@ def _choose(
             why = "not one of those that are swapped by default; name it in match" if match is None else "not in match"
             left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
     if not chosen:
-        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to swap, got none ({others or why_none(net)})")
+        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to swap, got none ({reasons or why_none(net)})")
     return chosen, left_alone
 
 
@@ -134,31 +134,31 @@ def _state_keys(module: nn.Module) -> list[str]:
     """The keys of a module's state dict; ``state_dict()`` itself would run hooks."""
     buffers = [
         f"{prefix}.{name}".lstrip(".")
-        for prefix, part in module.named_modules()
-        for name in part._buffers
-        if name not in part._non_persistent_buffers_set
+        for prefix, submodule in module.named_modules()
+        for name in submodule._buffers
+        if name not in submodule._non_persistent_buffers_set
     ]
     return [name for name, _ in module.named_parameters(remove_duplicate=False)] + buffers
 
 
-def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
+def _install(net: nn.Module, net_survey: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
     """Put all new neurons into the network, or none after an error; returns a function that puts the old ones back."""
-    pairs = found.places_of(new)
-    done: list[tuple[Place, Place]] = []
+    pairs = net_survey.places_of(new)
+    replaced: list[tuple[Place, Place]] = []
     try:
         for place, value in pairs:
-            done.append((place, place.put(value)))
+            replaced.append((place, place.put(value)))
     except BaseException:
-        for place, _ in done:
+        for place, _ in replaced:
             place.put(place.value)
         raise
     _compat.forget_reset_lists(net)
 
     def undo() -> None:
-        changed = [str(now.key) for _, now in done if not now.is_intact()]
+        changed = [str(now.key) for _, now in replaced if not now.is_intact()]
         if changed:
             raise RuntimeError(f"expected the network as the swap left it, got others at {', '.join(changed)} since")
-        for place, _ in done:
+        for place, _ in replaced:
             place.put(place.value)
         _compat.forget_reset_lists(net)
 

@@ -22,8 +22,8 @@ SPIKING_NEURONS = _compat.spiking_neurons()
 """SpikingJelly's neuron classes by name, read before a :class:`klif_sj.patched` block can replace any of them."""
 
 KINDS: dict[str, tuple[type, ...]] = {
-    kind: tuple(SPIKING_NEURONS[name] for name in upstream if name in SPIKING_NEURONS) + ours
-    for kind, upstream, ours in (
+    kind: tuple(SPIKING_NEURONS[name] for name in upstream_names if name in SPIKING_NEURONS) + our_classes
+    for kind, upstream_names, our_classes in (
         ("IF", ("IFNode",), ()),
         ("LIF", ("LIFNode",), ()),
         ("PLIF", ("ParametricLIFNode",), ()),

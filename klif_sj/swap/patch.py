@@ -134,8 +134,8 @@ class _StandInType(type):
         if not stand_ins:
             return super().__new__(mcs, name, bases, namespace, **kwargs)
         for base in stand_ins:
-            where = f"{namespace.get('__module__', '')}.{name}"
-            base.patch.left_alone[where] = f"a class of its own, derived from {base.original.__name__}"
+            full_name = f"{namespace.get('__module__', '')}.{name}"
+            base.patch.left_alone[full_name] = f"a class of its own, derived from {base.original.__name__}"
         originals = tuple(base.original if isinstance(base, _StandInType) else base for base in bases)
         return types.new_class(name, originals, kwargs, lambda new: new.update(namespace))
 

@@ -87,16 +87,16 @@ def swapping_children(swaps: Sequence[str], settings: Sequence[str], fuse: bool 
 
 def become_child() -> dict[str, Any]:
     """Swap and fuse in a spawned process, and run the script as ``__mp_main__``; returns the script's global names."""
-    told = json.loads(os.environ[CHILD_VARIABLE])
+    instructions = json.loads(os.environ[CHILD_VARIABLE])
     # These blocks last as long as the process does.
-    if told["swap"]:
-        patch_for(told["swap"], told["set"]).__enter__()
-    if told["fuse"]:
+    if instructions["swap"]:
+        patch_for(instructions["swap"], instructions["set"]).__enter__()
+    if instructions["fuse"]:
         fusing().__enter__()
-    swapping_children(told["swap"], told["set"], told["fuse"]).__enter__()
-    if "init_main_from_name" in told:
-        return runpy.run_module(told["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
-    return runpy.run_path(told["init_main_from_path"], run_name="__mp_main__")
+    swapping_children(instructions["swap"], instructions["set"], instructions["fuse"]).__enter__()
+    if "init_main_from_name" in instructions:
+        return runpy.run_module(instructions["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
+    return runpy.run_path(instructions["init_main_from_path"], run_name="__mp_main__")
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -109,11 +109,11 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 def _class_named(name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module) if module else klif_sj, attribute)
+        cls = getattr(importlib.import_module(module) if module else klif_sj, attribute)
     except (ImportError, AttributeError) as error:
-        ours = ", ".join(n for n in klif_sj.__all__ if n.endswith("Node") and n != "FusedNode")
-        raise ValueError(f"--swap: expected {ours} or package.module.Class, got {name!r} ({error})") from error
-    return found
+        our_names = ", ".join(n for n in klif_sj.__all__ if n.endswith("Node") and n != "FusedNode")
+        raise ValueError(f"--swap: expected {our_names} or package.module.Class, got {name!r} ({error})") from error
+    return cls
 
 
 def _value(text: str) -> Any:

@@ -126,8 +126,8 @@ def translate(
         new = cls(**arguments)
     except (AssertionError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        given = ", ".join(f"{name}={show(value)}" for name, value in arguments.items())
-        raise kind(f"{cls.__name__}({given}) was refused: {error}; override or skip it") from error
+        arguments_text = ", ".join(f"{name}={show(value)}" for name, value in arguments.items())
+        raise kind(f"{cls.__name__}({arguments_text}) was refused: {error}; override or skip it") from error
     new.train(old.training)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
@@ -157,44 +157,55 @@ def _usable(cls: type, arguments: Settings) -> Settings:
 @torch.no_grad()
 def _carry_parameters(old: MemoryModule, new: MemoryModule, overrides: Mapping[str, Any]) -> None:
     """Copy the parameters that both neurons have, if their shapes agree and no override says otherwise."""
-    for name, theirs in new._parameters.items():
-        ours = old._parameters.get(name)
-        initial = "init_tau" if name == "w" else f"init_{name}"
-        if ours is None or theirs is None or is_lazy(ours) or is_lazy(theirs) or ours.shape != theirs.shape:
+    for name, new_parameter in new._parameters.items():
+        old_parameter = old._parameters.get(name)
+        argument = "init_tau" if name == "w" else f"init_{name}"
+        if (
+            old_parameter is None
+            or new_parameter is None
+            or is_lazy(old_parameter)
+            or is_lazy(new_parameter)
+            or old_parameter.shape != new_parameter.shape
+        ):
             continue
-        if initial not in overrides:
-            theirs.copy_(ours)
+        if argument not in overrides:
+            new_parameter.copy_(old_parameter)
         if not overrides.keys() & {"learn_k", "learn_gates", "learn_membrane"}:
-            theirs.requires_grad_(ours.requires_grad)
+            new_parameter.requires_grad_(old_parameter.requires_grad)
 
 
 def _compare(
-    old: MemoryModule, had: Settings, implied: Settings, new: MemoryModule, overrides: Mapping[str, Any], keep: bool
+    old: MemoryModule,
+    old_settings: Settings,
+    old_implied: Settings,
+    new: MemoryModule,
+    overrides: Mapping[str, Any],
+    keep: bool,
 ) -> Iterator[Entry]:
     """Entries for every setting of the old neuron, and for the settings that only the new one has."""
-    has, implied_now = settings_of(new)
-    before, after = {**implied, **had}, {**implied_now, **has}
+    new_settings, new_implied = settings_of(new)
+    before, after = {**old_implied, **old_settings}, {**new_implied, **new_settings}
     kind, cls = kind_of(type(new)), type(new).__name__
-    named = {name if name in after else name.removeprefix("init_") for name in overrides}
+    overridden = {name if name in after else name.removeprefix("init_") for name in overrides}
     for name, value in before.items():
-        if name in named and name in after:
-            yield Entry(OVERRIDDEN, name, value, after[name], had=name in had)
+        if name in overridden and name in after:
+            yield Entry(OVERRIDDEN, name, value, after[name], had=name in old_settings)
         elif name not in after:
-            if name in had:
+            if name in old_settings:
                 yield Entry(DROPPED, name, value, why=WHY_DROPPED.get((kind, name), f"{cls} has no {name}"))
         elif not same(name, value, after[name]):
             yield Entry(CHANGED, name, value, after[name], _why_changed(name, value, new, keep))
-        elif name in had:
+        elif name in old_settings:
             yield Entry(KEPT, name, value, after[name], _hint(name, value, old, new))
     for name, value in after.items():
-        if name not in before and name in has:
-            yield Entry(OVERRIDDEN if name in named else ADDED, name, None, value, had=False)
+        if name not in before and name in new_settings:
+            yield Entry(OVERRIDDEN if name in overridden else ADDED, name, None, value, had=False)
     yield Entry(KEPT, "training", old.training, new.training)
     for parameter in [*new.parameters()][:1]:
         yield Entry(KEPT, "device", str(parameter.device), str(parameter.device))
         yield Entry(KEPT, "dtype", str(parameter.dtype), str(parameter.dtype))
     yield from _meaning(old, before, new, after)
-    yield from _left_behind(old, had, new)
+    yield from _left_behind(old, old_settings, new)
 
 
 def _why_changed(name: str, value: object, new: MemoryModule, keep: bool) -> str:
@@ -241,17 +252,17 @@ def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Sett
         yield Entry(CHANGED, "k", before.get("k"), k, f"acts as the nearer of its bounds {bounds}")
 
 
-def _left_behind(old: MemoryModule, had: Settings, new: MemoryModule) -> Iterator[Entry]:
+def _left_behind(old: MemoryModule, settings: Settings, new: MemoryModule) -> Iterator[Entry]:
     """Entries for everything else that the old neuron holds and the new one does not get."""
     cls = type(new).__name__
-    held = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
-    if held:
-        yield Entry(DROPPED, "state", ", ".join(held), why=f"{cls} starts from its reset values")
+    states = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
+    if states:
+        yield Entry(DROPPED, "state", ", ".join(states), why=f"{cls} starts from its reset values")
     if _compat.kernel_precision(old) is not None:
         why = f"{cls} computes in float32, float64 for float64 input"
         yield Entry(DROPPED, "precision", _compat.kernel_precision(old), why=why)
-    unknown = "set on the old neuron from outside; set it on the new one if anything reads it"
+    why_attribute = "set on the old neuron from outside; set it on the new one if anything reads it"
     attributes = {**vars(old), **old._modules, **old._buffers}
     for name, value in attributes.items():
-        if not (name.startswith("_") or value is None or name in had or name in INTERNAL or hasattr(new, name)):
-            yield Entry(DROPPED, name, value, why=unknown)
+        if not (name.startswith("_") or value is None or name in settings or name in INTERNAL or hasattr(new, name)):
+            yield Entry(DROPPED, name, value, why=why_attribute)

@@ -32,8 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         # If the disk is full, torch's writer raises a RuntimeError when it closes the archive.
         except (OSError, RuntimeError) as error:
-            kept = "the last good one is still there" if path.exists() else "there was none before it"
-            raise OSError(f"the checkpoint {path} could not be saved ({error}); {kept}") from error
+            previous = "the last good one is still there" if path.exists() else "there was none before it"
+            raise OSError(f"the checkpoint {path} could not be saved ({error}); {previous}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

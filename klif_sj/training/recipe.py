@@ -126,7 +126,11 @@ class Recipe:
         :raises ValueError: for an unknown field, suggesting the nearest name, or a missing one
         """
         cls.check_names(values)
-        required = [each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING]
+        required = [
+            recipe_field.name
+            for recipe_field in fields(cls)
+            if recipe_field.default is MISSING and recipe_field.default_factory is MISSING
+        ]
         missing = [name for name in required if name not in values]
         if missing:
             raise ValueError(f"recipe: expected the fields {', '.join(required)}, got no {', '.join(missing)}")
@@ -138,7 +142,7 @@ class Recipe:
 
         :raises ValueError: for a name that is no field, suggesting the nearest one
         """
-        known = [each.name for each in fields(cls)]
+        known = [recipe_field.name for recipe_field in fields(cls)]
         for name in names:
             if name not in known:
                 raise ValueError(f"recipe: expected the fields {', '.join(known)}, got {name!r}{nearest(name, known)}")
@@ -149,11 +153,13 @@ class Recipe:
         :raises ValueError: for an unknown field, suggesting the nearest name
         """
         self.check_names(given)
-        return Recipe(**{**{each.name: getattr(self, each.name) for each in fields(self)}, **given})
+        return Recipe(
+            **{**{recipe_field.name: getattr(self, recipe_field.name) for recipe_field in fields(self)}, **given}
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for JSON and checkpoints."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {recipe_field.name: getattr(self, recipe_field.name) for recipe_field in fields(self)}
         values |= {name: list(values[name]) for name in ("augmentations", "tuned")}
         values["published"] = {
             neuron: {str(time_steps): accuracy for time_steps, accuracy in figures.items()}
@@ -164,9 +170,10 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """The fields that make a training by ``other`` differ from one by this recipe, each with both values."""
         return [
-            f"{each.name}: {getattr(other, each.name)!r} then, {getattr(self, each.name)!r} now"
-            for each in fields(self)
-            if each.name not in self.UNTRAINED and getattr(other, each.name) != getattr(self, each.name)
+            f"{recipe_field.name}: {getattr(other, recipe_field.name)!r} then, {getattr(self, recipe_field.name)!r} now"
+            for recipe_field in fields(self)
+            if recipe_field.name not in self.UNTRAINED
+            and getattr(other, recipe_field.name) != getattr(self, recipe_field.name)
         ]
 
     @property
@@ -240,7 +247,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name}: expected a list of names, got {value!r}")
     return tuple(value)
 

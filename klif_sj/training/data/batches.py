@@ -223,10 +223,10 @@ class DataModule(lightning.LightningDataModule):
 
     def _require_full_batch(self, world_size: int) -> None:
         if self.batch_size * world_size > len(self.train):
-            what = "images" if self.info.kind == "image" else "recordings"
+            noun = "images" if self.info.kind == "image" else "recordings"
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
             raise ValueError(
-                f"batch_size: expected at most the {len(self.train)} training {what} of {self.dataset}"
+                f"batch_size: expected at most the {len(self.train)} training {noun} of {self.dataset}"
                 f"{processes}, got {self.batch_size}"
             )
 
@@ -235,10 +235,10 @@ def _put_aside(samples: Samples, part: float, seed: int) -> tuple[Samples, Sampl
     """Split the samples into those to train on, and the part of each class that is put aside."""
     labels = np.asarray(samples.labels)
     try:
-        kept, aside = train_test_split(np.arange(len(labels)), test_size=part, stratify=labels, random_state=seed)
+        training, aside = train_test_split(np.arange(len(labels)), test_size=part, stratify=labels, random_state=seed)
     except ValueError as error:
         raise ValueError(
             f"validation: expected a fraction or a number of the {len(labels)} training samples that leaves some of "
             f"each class on either side, got {part} ({error})"
         ) from error
-    return tuple(samples.part(torch.from_numpy(np.sort(rows))) for rows in (kept, aside))  # type: ignore[return-value]
+    return tuple(samples.part(torch.from_numpy(np.sort(rows))) for rows in (training, aside))  # type: ignore[return-value]

@@ -73,15 +73,15 @@ def _mnist(name: str, root: Path, split: str) -> Split:
     _require_size(images, 16 + info.splits[split] * info.image_size**2)
     _require_size(labels, 8 + info.splits[split])
     try:
-        found = reader(str(root), train=split == "train")
-        if found.data.shape[1:] != (info.image_size, info.image_size) or found.targets.max() >= info.classes:
-            raise ValueError(f"images of {tuple(found.data.shape[1:])} pixels, labels up to {found.targets.max()}")
+        dataset = reader(str(root), train=split == "train")
+        if dataset.data.shape[1:] != (info.image_size, info.image_size) or dataset.targets.max() >= info.classes:
+            raise ValueError(f"images of {tuple(dataset.data.shape[1:])} pixels, labels up to {dataset.targets.max()}")
     except Exception as error:  # torchvision's parser raises errors of many kinds for a broken file
         raise ValueError(
             f"{folder}: the {'train' if split == 'train' else 't10k'} files cannot be read ({error}). "
             "Delete them and run again to download them"
         ) from error
-    return found.data.unsqueeze(1), found.targets
+    return dataset.data.unsqueeze(1), dataset.targets
 
 
 def _cifar_binary(name: str, root: Path, split: str) -> Split:
@@ -123,8 +123,8 @@ def _cifar_python(name: str, root: Path, split: str) -> Split:
                 f"{file}: expected the file of {info.title} whose MD5 is {md5}; this one is truncated or corrupt. "
                 "Delete it and run again to download it"
             )
-    found = reader(str(root), train=split == "train")
-    return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+    dataset = reader(str(root), train=split == "train")
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
 
 
 def _require_size(file: Path, size: int) -> None:

@@ -148,7 +148,9 @@ class Comparison:
             "environment": environment(),
         }
         report["conclusion"] = conclusion_of(report)
-        report["pictures"] = draw_neurons({name: found["runs"] for name, found in report["neurons"].items()}, self.out)
+        report["pictures"] = draw_neurons(
+            {name: results_of_neuron["runs"] for name, results_of_neuron in report["neurons"].items()}, self.out
+        )
         write_atomically(self.out / "report.md", markdown(report))
         write_json(self._report, report)
         return report
@@ -160,12 +162,12 @@ class Comparison:
         """
         own = {seed: result for (neuron, seed), result in results.items() if neuron == name}
         first = next(neuron for neuron, _ in results)
-        accuracies, to = (
-            {seed: 100 * result["test_accuracy"] for (neuron, seed), result in results.items() if neuron == which}
-            for which in (name, first)
+        accuracies, baseline = (
+            {seed: 100 * result["test_accuracy"] for (neuron, seed), result in results.items() if neuron == compared}
+            for compared in (name, first)
         )
-        difference = None if name == first else paired_difference(accuracies, to)
-        some = next(iter(own.values()))
+        difference = None if name == first else paired_difference(accuracies, baseline)
+        first_result = next(iter(own.values()))
         return {
             "test_accuracy": statistics.fmean(accuracies.values()),
             "deviation": statistics.stdev(accuracies.values()) if len(own) > 1 else None,
@@ -173,13 +175,13 @@ class Comparison:
             **{
                 quantity: {
                     layer: statistics.fmean(result[quantity][layer] for result in own.values())
-                    for layer in some[quantity]
+                    for layer in first_result[quantity]
                 }
                 for quantity in ("firing_rate", "k")
             },
             **_step_cost(self.runs[name, next(iter(own))]),
-            "backend": some["backend"],
-            "parameters": some["parameters"],
+            "backend": first_result["backend"],
+            "parameters": first_result["parameters"],
             "runs": [
                 {"seed": seed, **{key: result[key] for key in ("test_accuracy", "seconds", "history")}}
                 for seed, result in own.items()
@@ -203,9 +205,9 @@ def results_table(report: Report) -> str:
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         accuracies = [[100 * run["test_accuracy"] for run in result["runs"]] for result in results]
-        yield "test accuracy, %", [mean_and_deviation(each) for each in accuracies]
+        yield "test accuracy, %", [mean_and_deviation(of_seeds) for of_seeds in accuracies]
         if len(report["seeds"]) > 1:
-            yield "of each seed", [", ".join(f"{accuracy:.2f}" for accuracy in each) for each in accuracies]
+            yield "of each seed", [", ".join(f"{accuracy:.2f}" for accuracy in of_seeds) for of_seeds in accuracies]
         if any(differences):
             yield f"less {next(iter(report['neurons']))}'s, points", ["–" if d is None else str(d) for d in differences]
         for quantity, title in (("firing_rate", "firing rate"), ("k", "k")):

@@ -45,15 +45,15 @@ class Table:
             has, but in no figure together
         """
         chosen = {figure: figure.as_published() for figure in self.figures}
-        for what, names in (("dataset", datasets), ("network", networks), ("neuron", neurons)):
-            known = dict.fromkeys(getattr(figure.as_published(), what) for figure in self.figures)
+        for field, names in (("dataset", datasets), ("network", networks), ("neuron", neurons)):
+            known = dict.fromkeys(getattr(figure.as_published(), field) for figure in self.figures)
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"{what}: expected one of {', '.join(known)}, which Table {self.number} has, "
+                        f"{field}: expected one of {', '.join(known)}, which Table {self.number} has, "
                         f"got {name!r}{nearest(name, known)}"
                     )
-            chosen = {f: recipe for f, recipe in chosen.items() if not names or getattr(recipe, what) in names}
+            chosen = {f: recipe for f, recipe in chosen.items() if not names or getattr(recipe, field) in names}
         if not chosen:
             raise ValueError(f"Table {self.number} has no figure of these data sets, networks and neurons together")
         return list(chosen)

@@ -57,12 +57,12 @@ class Result:
     @property
     def run_as(self) -> str:
         """A text that says how the run differs from the paper's."""
-        found = changes(self.recipe)
-        if not found:
+        changed = changes(self.recipe)
+        if not changed:
             return "as published"
-        kinds = {_kind(name, value, paper) for name, (value, paper) in found.items()}
+        kinds = {_kind(name, value, paper) for name, (value, paper) in changed.items()}
         differences = (
-            f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in found.items()
+            f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in changed.items()
         )
         return f"**{', '.join(sorted(kinds))}**: {', '.join(differences)}"
 
@@ -82,8 +82,8 @@ def read_results(out: Path) -> list[Result]:
     results = []
     for file in (out / RESULTS).glob("*.json"):
         try:
-            found = json.loads(file.read_text())
-            results.append(Result(file.stem, Recipe.from_dict(found["recipe"]), found))
+            content = json.loads(file.read_text())
+            results.append(Result(file.stem, Recipe.from_dict(content["recipe"]), content))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: expected the result of a run, got something else ({error!r})") from error
     neurons = list(NEURONS)

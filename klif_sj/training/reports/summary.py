@@ -67,15 +67,15 @@ def conclusion(first: str, differences: Mapping[str, Difference | None]) -> str:
     if seeds < 2:
         return "One seed cannot tell a difference between neurons from chance."
     clear = [
-        f"that {name} is {abs(each.mean):.2f} points {'above' if each.mean > 0 else 'below'} {first} "
-        f"(95 % interval {each.low:+.2f} to {each.high:+.2f})"
-        for name, each in known.items()
-        if each.is_clear
+        f"that {name} is {abs(difference.mean):.2f} points {'above' if difference.mean > 0 else 'below'} {first} "
+        f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f})"
+        for name, difference in known.items()
+        if difference.is_clear
     ]
-    unclear = [name for name, each in known.items() if not each.is_clear]
-    says = [f"support {', '.join(clear)}"] * bool(clear)
-    says += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
-    return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(says)}."
+    unclear = [name for name, difference in known.items() if not difference.is_clear]
+    statements = [f"support {', '.join(clear)}"] * bool(clear)
+    statements += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
+    return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(statements)}."
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -42,13 +42,13 @@ class Tuned:
         :raises ValueError: for any other file
         """
         try:
-            found = json.loads(file.read_text())
-            Recipe.from_dict(found["recipe"])
-            if not isinstance(found["best"], dict):
-                raise TypeError(f"best: {found['best']!r}")
+            contents = json.loads(file.read_text())
+            Recipe.from_dict(contents["recipe"])
+            if not isinstance(contents["best"], dict):
+                raise TypeError(f"best: {contents['best']!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: expected what klif-sj tune writes, got something else ({error!r})") from error
-        return cls(file, found)
+        return cls(file, contents)
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe with the values that are best for its neuron.
@@ -152,7 +152,7 @@ class Tuning:
                         accuracies.append(None)
                 mean = None if None in accuracies else statistics.fmean(accuracies)
                 tried[neuron].append({"setting": setting, "validation_accuracy": mean, "of_each_seed": accuracies})
-        found = {
+        contents = {
             "recipe": self.recipe.as_dict(),
             "grid": {field: list(values) for field, values in self.grid.items()},
             "seeds": list(self.seeds),
@@ -161,8 +161,8 @@ class Tuning:
             "command": command,
             "environment": environment(),
         }
-        write_json(self.file, found)
-        return Tuned(self.file, found)
+        write_json(self.file, contents)
+        return Tuned(self.file, contents)
 
 
 def _best(neuron: str, results: list[dict[str, Any]]) -> dict[str, Any]:
