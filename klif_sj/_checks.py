@@ -1,4 +1,4 @@
-"""What a neuron or a surrogate accepts, and what it says when it gets something else."""
+"""Checks of arguments. Their errors say what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_number(name: str, value: object) -> float:
-    """``value`` as a float; TypeError for what is no number, ValueError for one that is not finite."""
+    """``value`` as a float.
+
+    :raises TypeError: for a value that is no number
+    :raises ValueError: for a number that is not finite
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if not math.isfinite(value):
@@ -56,13 +60,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """``; did you mean ...?`` where one of the names is near, else nothing."""
-    found = difflib.get_close_matches(name.lower(), list(names), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """The text ``; did you mean ...?`` if one of the names is similar, else an empty text."""
+    close = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
-    """Refuse what no step can be taken with: a wrong type or dtype, no batch dimension, no time step."""
+    """Refuse an input that no step can use: one of a wrong type or dtype, or without a batch dimension or time step."""
     layout = "[T, N, *]" if step_mode == "m" else "[N, *]"
     if isinstance(x, torch.fx.Proxy):
         raise TypeError(
@@ -78,10 +82,10 @@ def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
             "convert it, for example with x.float()"
         )
     if x.layout is not torch.strided or x.is_nested:
-        found = "nested" if x.is_nested else x.layout
+        layout_name = "nested" if x.is_nested else x.layout
         raise TypeError(
-            f"{neuron}: expected a dense tensor, got one of layout {found}; convert it with x.to_dense(), a nested one "
-            "with torch.nested.to_padded_tensor(x, 0.0)"
+            f"{neuron}: expected a dense tensor, got one of layout {layout_name}; convert it with x.to_dense(), a "
+            "nested one with torch.nested.to_padded_tensor(x, 0.0)"
         )
     if x.ndim < len(layout.split(",")) - 1:
         raise ValueError(f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}")

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "spikingjelly", "triton", "lightning", "torchvision", "torc
 
 
 def environment() -> dict[str, str]:
-    """What is installed and what can serve here, as label and text."""
+    """What is installed and which backends can serve here: texts by label."""
     report = {
         "klif_sj": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -44,10 +44,10 @@ def _version(package: str) -> str:
 
 
 def _cupy() -> str:
-    """CuPy's distributions carry the CUDA version in their names, so the module itself is asked."""
+    """The version that the module itself tells, as the names of CuPy's distributions contain a CUDA version."""
     try:
         import cupy
-    except Exception as error:  # a CuPy that is broken says so in many ways
+    except Exception as error:  # a broken CuPy raises errors of many kinds
         return _first_line(error)
     return cupy.__version__
 
@@ -59,9 +59,9 @@ def _cuda() -> str:
 def _gpus() -> str:
     if not torch.cuda.is_available():
         return "none that torch can use"
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return "; ".join(
-        f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found
+        f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus
     )
 
 
@@ -70,10 +70,10 @@ def _compiler() -> str:
 
     try:
         command = cpu.compiler()
-        told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
+        completed = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError, cpu.CompilerError) as error:
         return _first_line(error)
-    return f"{shlex.join(command)}: {told.stdout.splitlines()[0]}"
+    return f"{shlex.join(command)}: {completed.stdout.splitlines()[0]}"
 
 
 def _backend(name: str) -> str:

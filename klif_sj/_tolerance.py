@@ -1,4 +1,4 @@
-"""The one table of tolerances: how far a result may be from another way to compute it."""
+"""The only table of tolerances: how far two ways to compute the same result may differ."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ RELATIVE = {
     torch.float16: 2.0**-11 * 1.05,
     torch.bfloat16: 2.0**-8 * 1.05,
 }
-"""By dtype, relative to the largest absolute value."""
+"""For each dtype, the largest difference allowed, relative to the largest absolute value."""

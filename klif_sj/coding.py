@@ -17,16 +17,16 @@ __all__ = ["ConvEncoder", "NeuronFactory", "VotingDecoder", "make_neuron"]
 NeuronFactory = Callable[..., nn.Module]
 """Makes the spiking neuron of one layer: a class such as ``KLIFNode`` or any function that returns a neuron.
 
-It is called without arguments, or, where it takes a parameter named ``channels``, with the layer's channels (features
-after a fully connected layer): what a neuron with parameters for each channel needs.
+It is called without arguments. If it takes a parameter named ``channels``, as a neuron with parameters for each channel
+does, it gets the number of the layer's channels, or of its features after a fully connected layer.
 """
 
 
 def make_neuron(factory: NeuronFactory, channels: int) -> nn.Module:
     """A multi-step neuron for a layer of ``channels`` channels.
 
-    Random initial values of the neuron leave torch's generator as it was, so the weights of the layers that follow do
-    not depend on the choice of the neuron.
+    torch's random generator is left as it was, even if the neuron draws initial values. So the weights of the layers
+    that follow do not depend on the choice of the neuron.
     """
     arguments = {"channels": channels} if "channels" in inspect.signature(factory).parameters else {}
     with torch.random.fork_rng(devices=[]):
@@ -57,7 +57,7 @@ class ConvEncoder(nn.Module):
 
     Shape: image ``[N, C, H, W]`` or frames ``[T, N, C, H, W]`` to spikes ``[T, N, out_channels, H, W]``.
 
-    :raises ValueError: for an input of any other number of dimensions, time_steps or convolutions below 1
+    :raises ValueError: for an input with any other number of dimensions, or time_steps or convolutions below 1
 
     Source: arXiv 2302.09238, Sec. 2.4 and Fig. 3.
     """
@@ -109,7 +109,7 @@ class VotingDecoder(nn.Module):
     :param in_features: features of the incoming spikes
     :param classes: number of classes
     :param neuron: class or factory of the neuron
-    :param population: P, neurons a class
+    :param population: P, the number of neurons for each class
 
     Shape: spikes ``[T, N, in_features]`` to firing rates ``[N, classes]``.
 

@@ -19,8 +19,8 @@ def parameter_groups(
     name        parameters                                                    lr                      weight_decay
     ==========  ============================================================  ======================  ================
     weights     all others                                                    ``lr``                  ``weight_decay``
-    neurons     of SpikingJelly neurons and surrogates, ours and any other    ``lr``                  0
-    gates       the ones that a neuron class names in ``gate_parameters``     ``lr * gate_lr_ratio``  0
+    neurons     those of all SpikingJelly neurons and surrogates, also ours   ``lr``                  0
+    gates       those that a neuron class names in ``gate_parameters``        ``lr * gate_lr_ratio``  0
     ==========  ============================================================  ======================  ================
 
     Weight decay would pull a neuron's parameter to 0, which is no neutral value for it. A group without parameters is

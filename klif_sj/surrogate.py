@@ -1,7 +1,7 @@
 """Surrogate functions for any SpikingJelly neuron, in both SpikingJelly lines.
 
-A surrogate fires forward, ``1[x >= 0]``, and lends the spike another derivative backward. With ``spiking=False`` it
-computes the primitive function of that derivative instead, which is smooth.
+Forward, a surrogate gives the spike ``1[x >= 0]``; backward, it replaces the derivative of the spike by another one.
+With ``spiking=False`` it gives the primitive function of that derivative instead, which is continuous.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LearnableATan(upstream.SurrogateFunctionBase):
     :param k_bounds: (low, high) with 0 < low < high; k never leaves them in the forward pass
     :param spiking: False gives the primitive :math:`g(kx) = \frac{1}{\pi}\arctan(\frac{\pi}{2}\alpha k x) + \frac12`
 
-    Shape: any, any floating-point dtype; the output has the input's.
+    Shape: any shape and floating-point dtype; the output has those of the input.
     """
 
     k: nn.Parameter
@@ -56,9 +56,10 @@ class LearnableATan(upstream.SurrogateFunctionBase):
         self.k_bounds = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
-        # At infinity the derivative by k, x g'(kx), is 0; unless x is finite, it would be computed as infinity times 0.
-        numbers = torch.finfo(x.dtype)
-        scaled = clamped_through(self.k, *self.k_bounds) * x.clamp(numbers.min, numbers.max)
+        # At infinity the derivative with respect to k, x g'(kx), is 0. The clamp makes x finite, as infinity times 0
+        # would be NaN.
+        finfo = torch.finfo(x.dtype)
+        scaled = clamped_through(self.k, *self.k_bounds) * x.clamp(finfo.min, finfo.max)
         function = self.spiking_function if self.spiking else self.primitive_function
         return function(scaled, self.alpha)
 
@@ -74,11 +75,11 @@ class LearnableATan(upstream.SurrogateFunctionBase):
         return f"alpha={self.alpha}, k_bounds={self.k_bounds}, spiking={self.spiking}"
 
     def cuda_code(self, x: str, y: str, dtype: str = "fp32") -> str:
-        """SpikingJelly 0.0.0.0.14 asks this for its own CuPy neurons, whose kernels have no gradient for k."""
+        """Refuse: SpikingJelly 0.0.0.0.14 calls this for its own CuPy neurons, whose kernels have no gradient for k."""
         raise self._no_upstream_kernel()
 
     def cuda_codes(self, y: str, x: str, dtype: str) -> str:
-        """As :meth:`cuda_code`."""
+        """Refuse as :meth:`cuda_code` does."""
         raise self._no_upstream_kernel()
 
     @staticmethod
@@ -109,12 +110,12 @@ class Rect(upstream.SurrogateFunctionBase):
         g'(x) = \alpha \;\text{ if } |x| < \tfrac{1}{2\alpha}, \text{ else } 0, \qquad
         g(x) = \mathrm{clip}(\alpha x + \tfrac12, 0, 1)
 
-    The CLIF authors' rectangle is the one with :math:`\alpha = 1`, but for the points exactly on its edge.
+    With :math:`\alpha = 1` it is the rectangle of the CLIF authors, except at the points exactly on its edges.
 
     :param alpha: height of the window and inverse of its width, positive
     :param spiking: False gives the primitive function
 
-    Shape: any, any floating-point dtype; the output has the input's.
+    Shape: any shape and floating-point dtype; the output has those of the input.
     """
 
     alpha: float

@@ -1,4 +1,4 @@
-"""klif-sj: the command line. Each command is a module, whose ``add`` declares it."""
+"""The command line ``klif-sj``. Each command is a module, whose ``add`` declares it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would complain
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter would complain at exit
         return PIPE_CLOSED
     except UserError as error:
         print(f"klif-sj: error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""klif-sj compare: the same network with several neurons."""
+"""``klif-sj compare`` trains the same network with several neurons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import require_train_extra, user_errors
 from .recipe_options import add_data_root, add_device, add_out, add_overrides, names, overrides, seeds
 
 RECIPES = {"digits": "digits", "mnist": "klif-mnist", "fashion-mnist": "klif-fashion-mnist"}
-"""By data set, the recipe of a comparison on it."""
+"""The recipe of a comparison on each data set."""
 
 FIELDS = ("epochs", "time_steps", "width", "batch_size", "learning_rate", "threads", "backend")
 

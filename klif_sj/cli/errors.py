@@ -1,4 +1,4 @@
-"""The errors that the user can put right, and what an extra has to bring."""
+"""The errors that the user can correct, and the packages that the ``train`` extra must install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MISTAKES = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 class UserError(Exception):
-    """What the user can put right; its text says how."""
+    """A mistake that the user can correct; the text says how."""
 
 
 @contextmanager
@@ -31,7 +31,10 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def require_train_extra() -> None:
-    """:raises UserError: where a package of the ``train`` extra is missing"""
+    """Check that the packages of the ``train`` extra are installed.
+
+    :raises UserError: if a package is missing
+    """
     missing = []
     for module, package in TRAIN_EXTRA.items():
         try:

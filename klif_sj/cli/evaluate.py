@@ -1,4 +1,4 @@
-"""klif-sj evaluate: what a trained network does on the test set."""
+"""``klif-sj evaluate`` shows what a trained network does on the test set."""
 
 from __future__ import annotations
 
@@ -63,29 +63,29 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
             time_steps=recipe.time_steps,
             augmentations=recipe.augmentations,
         )
-    found = evaluate(net.to(device), data.test_dataloader(), options.counted_inputs)
+    evaluation = evaluate(net.to(device), data.test_dataloader(), options.counted_inputs)
     console = Console()
     console.print(f"{recipe.name}, neuron {recipe.neuron}, T = {recipe.time_steps}: {net.notation}")
-    console.print(f"Test accuracy on {found.inputs} inputs: {100 * found.accuracy:.2f} %\n")
-    _print_evaluation(found, console)
-    if found.operations is not None:
-        _print_operations(found.operations, console)
+    console.print(f"Test accuracy on {evaluation.inputs} inputs: {100 * evaluation.accuracy:.2f} %\n")
+    _print_evaluation(evaluation, console)
+    if evaluation.operations is not None:
+        _print_operations(evaluation.operations, console)
     elif options.counted_inputs:
         console.print(NO_COUNTERS)
     if options.json:
-        report = {"checkpoint": str(options.checkpoint), "recipe": recipe.as_dict(), **found.as_dict()}
+        report = {"checkpoint": str(options.checkpoint), "recipe": recipe.as_dict(), **evaluation.as_dict()}
         with user_errors(OSError):
             write_json(options.json, report)
 
 
-def _print_evaluation(found: Evaluation, console: Console) -> None:
+def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     from rich.table import Table
 
     steps = Table("read after step", "test accuracy, %")
-    for step, accuracy in enumerate(found.accuracy_by_step, start=1):
+    for step, accuracy in enumerate(evaluation.accuracy_by_step, start=1):
         steps.add_row(str(step), f"{100 * accuracy:.2f}")
     layers = Table("spiking layer", "firing rate")
-    for layer, rate in found.firing_rate.items():
+    for layer, rate in evaluation.firing_rate.items():
         layers.add_row(layer, f"{rate:.4f}")
     console.print(steps, layers)
 

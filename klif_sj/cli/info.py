@@ -1,4 +1,4 @@
-"""klif-sj info: the environment report."""
+"""``klif-sj info`` prints the environment report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""klif-sj inspect: what the spiking layers of a trained network do, and why it does not learn."""
+"""``klif-sj inspect`` shows what the spiking layers of a trained network do, and why it does not learn."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _thresholds(settings: Sequence[str]) -> Thresholds:
 
 
 def distinguished(inspections: list[Inspection], others: Sequence[str]) -> list[Inspection]:
-    """The inspections with titles that differ: their own, or where these are the same, other ones."""
-    if len({each.title for each in inspections}) == len(inspections) or len(others) != len(inspections):
+    """The inspections with titles that differ: their own titles, or the ``others`` if two of their own are the same."""
+    if len({inspection.title for inspection in inspections}) == len(inspections) or len(others) != len(inspections):
         return inspections
-    return [replace(each, title=title) for each, title in zip(inspections, others, strict=True)]
+    return [replace(inspection, title=title) for inspection, title in zip(inspections, others, strict=True)]

@@ -23,12 +23,12 @@ def width(text: str) -> float:
 
 
 def validation(text: str) -> float:
-    """A number of samples, or a fraction."""
+    """The number of samples, or the fraction, that a text means."""
     return int(text) if text.isdigit() else float(text)
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """A list of integers with commas."""
+    """The integers in a list with commas, such as ``0,1,2``."""
     try:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError:
@@ -53,7 +53,7 @@ FLAGS: dict[str, tuple[Any, str]] = {
 
 
 def add_overrides(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
-    """Options for these fields of a recipe, and ``--set`` for any."""
+    """Add options for these fields of a recipe, and ``--set`` for any field."""
     for name in fields:
         kind, text = FLAGS[name]
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="VALUE", help=text)
@@ -67,14 +67,14 @@ def add_overrides(parser: argparse.ArgumentParser, fields: Iterable[str]) -> Non
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """``--data-root``, where the data sets lie."""
+    """Add ``--data-root``, the folder of the data sets."""
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)"
     )
 
 
 def add_device(parser: argparse.ArgumentParser, *, processes: bool = False) -> None:
-    """``--accelerator`` or ``--device``, where it runs, and ``--devices``, in how many processes."""
+    """Add ``--accelerator``, which is also called ``--device``, and ``--devices``, the number of processes."""
     parser.add_argument(
         "--accelerator",
         "--device",
@@ -88,10 +88,12 @@ def add_device(parser: argparse.ArgumentParser, *, processes: bool = False) -> N
         )
 
 
-def add_out(parser: argparse.ArgumentParser, what: str, default: str) -> None:
-    """``--out`` and ``--resume``, and how to go on after an interrupt."""
+def add_out(parser: argparse.ArgumentParser, activity: str, default: str) -> None:
+    """Add ``--out`` and ``--resume``, and a text that says how to go on after an interrupt."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {default}")
-    parser.add_argument("--resume", action="store_true", help=f"go on with the {what} that was interrupted in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help=f"go on with the {activity} that was interrupted in --out"
+    )
     parser.set_defaults(
         when_interrupted="The epochs that were finished are saved; the same command with --resume goes on."
     )
@@ -102,12 +104,12 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
     :raises ValueError: for a ``--set`` without a name
     """
-    given = {name: value for name in FLAGS if (value := getattr(options, name, None)) is not None}
-    return dict(map(parse_setting, options.set)) | given
+    given_fields = {name: value for name in FLAGS if (value := getattr(options, name, None)) is not None}
+    return dict(map(parse_setting, options.set)) | given_fields
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``NAME=VALUE`` as a name and a value: as TOML writes it, ``none``, or, where it is neither, a text.
+    """The name and the value in ``NAME=VALUE``. The value is one of TOML, ``none``, or else a text.
 
     :raises ValueError: for a text without a name
     """
@@ -124,5 +126,5 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """A list with commas, such as ``lif,klif``."""
+    """The names in a list with commas, such as ``lif,klif``."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

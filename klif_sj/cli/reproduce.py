@@ -1,4 +1,4 @@
-"""klif-sj reproduce: rows of the KLIF paper's tables, or neurons by a recipe."""
+"""``klif-sj reproduce`` runs rows of the KLIF paper's tables, or neurons by a recipe."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add = parser.add_argument
     titles = "; ".join(f"{number}: {table.title}" for number, table in TABLES.items())
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, choices=TABLES, metavar="N", help=titles)
-    what.add_argument("--recipe", metavar="NAME", help="any neurons by one recipe of the package, in tables or not")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--table", type=int, choices=TABLES, metavar="N", help=titles)
+    choice.add_argument("--recipe", metavar="NAME", help="any neurons by one recipe of the package, in tables or not")
     add("--dataset", type=names, default=(), metavar="NAMES", help="default: all of the table's, here and below")
     add("--network", type=names, default=(), metavar="NAMES", help="vgg16 or resnet18, in Tables 3 and 5")
     add("--neurons", type=names, default=(), metavar="NAMES", help="such as lif,klif")

@@ -1,4 +1,4 @@
-"""klif-sj run: an unmodified script, with other neurons in place of SpikingJelly's."""
+"""``klif-sj run`` runs an unmodified script with other neurons in place of SpikingJelly's."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the script; its exit status, and whatever it raises, leaves this function as it leaves the script."""
-    # What follows a "--" is not taken by -m.
+    """Run the script. Its exit status and its exceptions leave this function as they leave the script."""
+    # The option -m does not take the arguments after a "--".
     command = [*(options.module or ()), *options.script]
     if not command:
         options.parser.error("expected a script, or -m and a module")
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             stack.enter_context(swapping_children(options.swap, options.set, options.fuse))
             run_as_main(command, is_module=bool(options.module))
     finally:
-        # A forked process that leaves through here has nothing to say, nor has any but the first of torchrun's.
+        # A forked process that ends here must not report, and of torchrun's processes only the first one reports.
         if os.getpid() == process and os.environ.get("RANK", "0") == "0":
             _print_reports(patch, fused)
             if watched is not None:
@@ -104,8 +104,8 @@ def _write_inspections(watched: inspecting, out: Path) -> None:
 
 
 def _print_reports(patch: patched | None, fused: fusing | None) -> None:
-    for done in (patch, fused):
-        if done is not None:
-            print(f"\nklif-sj run: {done.report}", file=sys.stderr)
+    for block in (patch, fused):
+        if block is not None:
+            print(f"\nklif-sj run: {block.report}", file=sys.stderr)
     if patch is not None and not patch.rows:
         print("klif-sj run: the script has built none of the neurons named in --swap", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""klif-sj source: the CUDA that is generated from a neuron's equations."""
+"""``klif-sj source`` prints the CUDA C++ that is generated from a neuron's equations."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def source(options: argparse.Namespace) -> None:
         dtype = getattr(torch, options.dtype)
         if isinstance(node, FusedNode):
             program = node.program(state_dtype(dtype))
-        else:  # SpikingJelly's own, which the factory has fused
+        else:  # a neuron of SpikingJelly, which the factory has fused
             program = node._kernel_neuron_step(state_dtype(dtype))[0].program
         print(runtime.cuda_source(program, options.T, dtype))

@@ -1,4 +1,4 @@
-"""klif-sj train: one network by a recipe."""
+"""``klif-sj train`` trains one network by a recipe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "Every value of it can be overridden. The folder --out gets a checkpoint after every epoch, logs for "
         "TensorBoard and as CSV, and result.json. On several nodes: torchrun ... -m klif_sj train ...",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", metavar="NAME", help="a recipe or a file *.toml")
-    what.add_argument("--list", action="store_true", help="list the recipes and end")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--recipe", metavar="NAME", help="a recipe or a file *.toml")
+    choice.add_argument("--list", action="store_true", help="list the recipes and end")
     add_overrides(parser, FLAGS)
     add_data_root(parser)
     add_device(parser, processes=True)
@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, and say what came out beside what was published."""
+    """Train, and print the accuracy beside the published one."""
     if options.list:
         _print_recipes()
         return

@@ -1,4 +1,4 @@
-"""klif-sj tune: the values of a recipe that suit each neuron, chosen without the test set."""
+"""``klif-sj tune`` chooses the values of a recipe that suit each neuron, without the test set."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def _grid(texts: list[str]) -> dict[str, list[Any]]:
-    """The values by field; each is read as that of ``--set`` is.
+    """The values by field. Each value is read as the value of ``--set`` is.
 
     :raises ValueError: for a text without a name, or a field that comes twice
     """

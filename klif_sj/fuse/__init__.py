@@ -1,4 +1,4 @@
-"""Any SpikingJelly neuron on generated kernels (:func:`fuse`), and the check that it computes the same."""
+"""Run any SpikingJelly neuron on generated kernels (:func:`fuse`), and check that it computes the same."""
 
 from .automatic import fusing
 from .check import check_fused

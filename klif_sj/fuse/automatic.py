@@ -1,4 +1,4 @@
-"""Neurons that are fused as code calls them, for scripts that stay as they are."""
+"""Fuse neurons when code calls them, without a change of the code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .fused import Fused, own_class
 
 
 class fusing:
-    """Within it, every neuron is fused when it is called for the first time.
+    """Within the block, every neuron is fused when it is called for the first time.
 
-    ``report`` says which were, numbered in the order of their first calls; neurons keep their kernels afterwards.
-    Within ``torch.compile`` a neuron that was not called before runs as it is.
+    ``report`` lists the fused neurons, numbered in the order of their first calls. They keep their kernels after the
+    block. Within ``torch.compile`` a neuron that was not called before runs as it is.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class fusing:
 
     @property
     def report(self) -> FuseReport:
-        """What was fused so far; it has nothing to undo."""
+        """The neurons that were fused so far. It has nothing to undo."""
         return FuseReport(tuple(self._rows), dict(self._left_alone))
 
     def __enter__(self) -> fusing:

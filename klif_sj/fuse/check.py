@@ -1,4 +1,4 @@
-"""A fused neuron beside its own eager code."""
+"""Compare a fused neuron with its own eager code."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ STEPS = 5
 def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 0) -> dict[str, float]:
     """Compare a neuron on kernels with its own eager code, on random input.
 
-    Both run on copies, in single-step and in multi-step mode, over two calls, the second of which goes on with the
-    first one's states. Spikes, final states, and the gradients of the input and of every parameter are compared.
+    Copies of the neuron run in single-step and in multi-step mode, over two sequences; the second one continues from
+    the states of the first one. Spikes, final states, and the gradients of the input and of every parameter are
+    compared.
 
     :param node: a neuron, fused or not; nothing of it is changed
-    :param shape: of one step's input, ``[N, *]``. None: one that the shapes of the neuron's parameters fit.
-    :param seed: of the input
-    :return: by what was compared, the largest difference, relative to the largest value of the eager code
+    :param shape: shape of one step's input, ``[N, *]``; None takes a shape that fits the neuron's parameters
+    :param seed: seed of the random input
+    :return: for each quantity, the largest difference, relative to the largest value of the eager code
 
-    :raises AssertionError: where a difference is more than rounding
-    :raises ValueError: where the neuron cannot be fused
+    :raises AssertionError: if a difference is more than rounding
+    :raises ValueError: if the neuron cannot be fused
     """
-    own, where = own_class(node), next((t.device for t in (*node.parameters(), *node.buffers())), torch.device("cpu"))
+    own, device = own_class(node), next((t.device for t in (*node.parameters(), *node.buffers())), torch.device("cpu"))
     differences: dict[str, float] = {}
     cls: Any = fused_class(own)
     for mode in cls._fused_source.modes:
@@ -44,17 +45,17 @@ def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 
         length = getattr(node, "T", STEPS) if mode == "m" else STEPS
         size = shape or fused._fused_example_shape()
         generator = torch.Generator().manual_seed(seed)
-        x = (torch.randn(2, length, *size, generator=generator) * 1.5 + 0.5).to(where)
-        expected, found = (_everything(twin, x, mode, seed) for twin in (reference, fused))
+        x = (torch.randn(2, length, *size, generator=generator) * 1.5 + 0.5).to(device)
+        expected, actual = (_everything(twin, x, mode, seed) for twin in (reference, fused))
         for name, value in expected.items():
-            differences[f"{name} ({mode})"] = _difference(found.get(name), value)
+            differences[f"{name} ({mode})"] = _difference(actual.get(name), value)
     allowed = RELATIVE[torch.float32]
     beyond = {name: value for name, value in differences.items() if not value <= allowed}
     if beyond:
-        found_text = ", ".join(f"{name} {value:.1e}" for name, value in beyond.items())
+        differences_text = ", ".join(f"{name} {value:.1e}" for name, value in beyond.items())
         raise AssertionError(
             f"{own.__name__}: expected its kernels to compute what its eager code does, within {allowed:g} of the "
-            f"largest value, got differences of {found_text}"
+            f"largest value, got differences of {differences_text}"
         )
     return differences
 
@@ -80,7 +81,7 @@ def _copy(node: Any, cls: type, mode: str, backend: str) -> Any:
 
 
 def _everything(node: Any, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]:
-    """Spikes, states and gradients of two calls in a row."""
+    """The spikes, final states and gradients of a neuron that runs over two sequences in a row."""
     x = x.clone().requires_grad_()
     calls = x.unbind(0) if mode == "m" else x.flatten(0, 1).unbind(0)
     spikes = torch.stack([node(part) for part in calls])
@@ -101,13 +102,13 @@ def _everything(node: Any, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]
     return results
 
 
-def _difference(found: Tensor | None, expected: Tensor) -> float:
+def _difference(actual: Tensor | None, expected: Tensor) -> float:
     """The largest difference, relative to the largest expected value."""
-    if found is None or found.shape != expected.shape:
+    if actual is None or actual.shape != expected.shape:
         return float("inf")
     finite = expected.isfinite()
-    same = (found == expected) | (~finite & ~found.isfinite())  # a neuron may run away
+    same = (actual == expected) | (~finite & ~actual.isfinite())  # a potential may overflow
     if bool(same.all()):
         return 0.0
     scale = expected.abs().masked_fill(~finite, 0.0).max().item() or 1.0
-    return ((found.double() - expected.double()).abs().masked_fill(same, 0.0).max() / scale).item()
+    return ((actual.double() - expected.double()).abs().masked_fill(same, 0.0).max() / scale).item()

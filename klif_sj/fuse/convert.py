@@ -1,4 +1,4 @@
-"""fuse: the neurons of an existing network on generated kernels."""
+"""``fuse`` puts the neurons of an existing network onto generated kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .fused import SETTINGS, Fused, fused_class, own_class
 
 
 class CannotFuse(ValueError):
-    """Why a neuron cannot be fused."""
+    """A neuron cannot be fused; the text says why."""
 
 
 def fuse(
@@ -38,39 +38,39 @@ def fuse(
 ) -> FuseReport:
     """Put the spiking neurons of a network onto kernels that are generated from their own equations, in place.
 
-    Each neuron stays the object that it is: its class becomes a generated subclass of its own class, so that
-    attributes, parameters, states, hooks, ``state_dict``, copies and pickles are as before. A neuron is found wherever
-    the network refers to it: in a container, an attribute, a plain list, tuple or dict.
+    Each neuron stays the same object. Its class becomes a generated subclass of its own class, so attributes,
+    parameters, states, hooks, ``state_dict``, copies and pickles are as before. A neuron is found wherever the network
+    refers to it: in a container, an attribute, a plain list, tuple or dict.
 
-    A neuron's step is what its class says: charge, fire and reset, as in SpikingJelly 0.0.0.0.14, on either line; or
-    SpikingJelly 2's ``single_step_functional_forward``. Parameters and buffers may have any shape that broadcasts
-    against a step. Random numbers, matrix products, normalisation and buffers that a step changes cannot be fused: such
-    a neuron is left alone, and the report says why.
+    A kernel computes the step that the neuron's class defines: charge, fire and reset as in SpikingJelly 0.0.0.0.14,
+    with either version, or SpikingJelly 2's ``single_step_functional_forward``. Parameters and buffers may have any
+    shape that broadcasts against a step. A neuron cannot be fused if its step has random numbers, matrix products or
+    normalisation, or changes a buffer. Such a neuron is left alone, and the report says why.
 
     :param net: a network, or a single neuron
-    :param match: what to fuse: classes (and what derives from them), patterns of paths such as ``"layer1.*"``, or
-        predicates ``(path, neuron) -> bool``, one or several. None: every neuron.
-    :param skip: what not to fuse, in the same words
+    :param match: which neurons to fuse: classes (with their subclasses), patterns of paths such as ``"layer1.*"``, or
+        predicates ``(path, neuron) -> bool``, one or several. None means every neuron.
+    :param skip: which neurons not to fuse, chosen in the same way
     :param backend: ``'auto'``, ``'cpp'``, ``'cupy'``, or ``'torch'``, which runs the neuron's own eager code
-    :param keep_state: False says that every multi-step call starts from the reset values, and spares the final states
+    :param keep_state: False starts every multi-step call from the reset values, and does not keep the final states
     :param verify: compare every fused neuron with its own eager code on random input (:func:`klif_sj.check_fused`)
-    :param dry_run: only report
+    :param dry_run: True changes nothing and only reports
     :return: the report, whose ``undo()`` gives the neurons their own classes back
 
-    :raises TypeError: for what is no network
-    :raises ValueError: if nothing matches, or no neuron that matches can be fused; for a network on the meta device, or
-        with a neuron within a TorchScript module
+    :raises TypeError: for an object that is no network
+    :raises ValueError: if no neuron matches, or no neuron that matches can be fused; for a network on the meta device,
+        or with a neuron within a TorchScript module
     :raises RuntimeError: for a backend that this machine cannot run
     :raises AssertionError: with ``verify=True``, if a neuron's kernels differ from its eager code by more than rounding
 
-    The network is as before after an error.
+    After an error the network is as it was before.
     """
     settings = dict(zip(SETTINGS, (backend, check_bool("keep_state", keep_state)), strict=False))
     check_network(net, {cls.__name__ for cls in spiking_neurons().values()}, "fuse")
     runtime.require_backend(backend)
-    found = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
-    chosen, left_alone = _choose(list(found.neurons.values()), match, skip)
-    left_alone |= found.unseen
+    net_survey = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
+    chosen, left_alone = _choose(list(net_survey.neurons.values()), match, skip)
+    left_alone |= net_survey.unseen
     rows, changes = [], []
     for item in chosen:
         try:
@@ -83,8 +83,8 @@ def fuse(
         changes.append((item.neuron, cls, dict(settings, _fused_states=row.states)))
         rows.append(row)
     if not rows:
-        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to fuse, got none ({others or why_none(net)})")
+        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to fuse, got none ({reasons or why_none(net)})")
     report = FuseReport(tuple(rows), left_alone, dry_run)
     if not dry_run:
         for node, cls, added in changes:
@@ -95,7 +95,7 @@ def fuse(
 
 
 class _Holder(nn.Module):
-    """Holds a single neuron as a network would."""
+    """Holds a single neuron as a network does."""
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def _choose(
     items: list[Found], match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None
 ) -> tuple[list[Found], dict[str, str]]:
     """The neurons to fuse, and why the others are left alone."""
-    matched, skipped = (select(*asked, items, steps.is_neuron) for asked in (("match", match), ("skip", skip)))
+    matched, skipped = (select(*selection, items, steps.is_neuron) for selection in (("match", match), ("skip", skip)))
     chosen, left_alone = [], {}
     for item in items:
         name, key = own_class(item.neuron).__name__, id(item.neuron)
@@ -124,9 +124,9 @@ def _choose(
 
 
 def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:
-    """The row of a neuron that can be fused, and the class that it gets; the neuron itself is as before.
+    """The row of a neuron that can be fused, and the class that it gets. The neuron itself is not changed.
 
-    :raises CannotFuse, NoStepError, StepTraceError: where it cannot be fused
+    :raises CannotFuse, NoStepError, StepTraceError: if it cannot be fused
     """
     node: Any = item.neuron
     own: Any = type(node)

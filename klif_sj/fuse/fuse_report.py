@@ -1,4 +1,4 @@
-"""What a call of fuse did to a network, as a table, as a dict, and to be undone."""
+"""The report of what a call of ``fuse`` did to a network: it becomes a table or a dict, and can undo the call."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class FuseRow:
     """One neuron that was fused."""
 
     paths: tuple[str, ...]
-    """Where it is: more than one path where it is shared."""
+    """The neuron's path in the network, or its several paths if it is shared."""
     neuron: type
-    """Its own class."""
+    """The neuron's own class."""
     states: tuple[str, ...]
     parameters: tuple[str, ...]
     """The neuron's own tensors that its step reads."""
     note: str = ""
-    """How it now differs from what SpikingJelly runs."""
+    """How the fused neuron differs from what SpikingJelly runs."""
     differences: Mapping[str, float] | None = None
-    """With ``verify=True``: by name, the largest difference from the neuron's own eager code, relative to the largest
-    value."""
+    """With ``verify=True``, for each quantity the largest difference from the neuron's own eager code, relative to the
+    largest value."""
 
     def details(self) -> list[tuple[str, str]]:
-        """What happened to it, as a word and a text each."""
+        """What happened to the neuron, as pairs of a word and a text."""
         parameters = f"; parameters {', '.join(self.parameters)}" if self.parameters else ""
         details = [("fused", f"{self.neuron.__name__}: states {', '.join(self.states)}{parameters}")]
         if self.note:
             details.append(("note", self.note))
         if self.differences is not None:
-            found = ", ".join(
+            differences = ", ".join(
                 f"{name} {value:.1e}" if value else f"{name} equal" for name, value in self.differences.items()
             )
-            details.append(("verified", found))
+            details.append(("verified", differences))
         return details
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON has it."""
+        """The row as plain values, for JSON."""
         return {
             "paths": list(self.paths),
             "neuron": full_name(self.neuron),
@@ -69,7 +69,7 @@ class FuseReport(Report[FuseRow]):
     def undo(self) -> None:
         """Give every neuron its own class back, with the states that it has now.
 
-        :raises RuntimeError: if there is nothing to undo, or if a neuron has been changed otherwise since; nothing is
-            changed then
+        :raises RuntimeError: if there is nothing to undo, or if something else has changed a neuron since; then nothing
+            is changed
         """
         super().undo()

@@ -1,4 +1,4 @@
-"""The class that a neuron is changed to: a subclass of its own, whose calls run on kernels."""
+"""The class that a fused neuron gets: a subclass of its own class, whose calls run on kernels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..neuron.parameters import PerStep, fit_to_input
 from ..neuron.states import NOT_KEPT, as_state, fit_state, state_dtype
 
 SETTINGS = ("_fused_backend", "_fused_keep_state", "_fused_states")
-"""What a fused neuron has in addition to its attributes."""
+"""The attributes that a fused neuron has in addition to those of its own class."""
 
 
 class Fused(OnKernels):
-    """What the generated subclass of a neuron's class adds to it."""
+    """Everything that the generated subclass adds to a neuron's class."""
 
     _fused_class: ClassVar[type]
     """The neuron's own class."""
@@ -45,7 +45,7 @@ class Fused(OnKernels):
     def single_step_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or "s" not in type(self)._fused_source.modes:
             return super().single_step_forward(x, *args, **kwargs)  # type: ignore[misc]
-        if not self._fused_keep_state and self.step_mode == "s":  # upstream's multi-step mode may go by single steps
+        if not self._fused_keep_state and self.step_mode == "s":  # SpikingJelly's multi-step mode may call single steps
             raise ValueError(
                 f"{type(self).__name__}: expected step_mode 'm' with keep_state=False, which starts every call from "
                 "the reset values; fuse with keep_state=True for single steps"
@@ -71,7 +71,7 @@ class Fused(OnKernels):
         return spikes
 
     def _fused_serving(self, x: Tensor, step_mode: str) -> str:
-        """What runs a call: a backend, ``'torch'`` for SpikingJelly's own code, ``'equations'`` for the class's own."""
+        """How a call runs: by a backend, by SpikingJelly's code (``'torch'``), or by the class's ``'equations'``."""
         check_input(x, step_mode, type(self).__name__)
         backend = runtime.serving_backend(self._fused_backend, x)
         return "equations" if backend == "torch" and type(self)._fused_source.differs else backend
@@ -79,7 +79,7 @@ class Fused(OnKernels):
     def _fused_run(self, x: Tensor, x_seq: Tensor, step_mode: str, backend: str) -> Tensor:
         steps.check_sequence(self, x_seq)
         neuron, dtype = type(self).__name__, state_dtype(x.dtype)
-        held = dict(self._memories)
+        memories = dict(self._memories)
         try:
             start = steps.starting_states(self, x, step_mode, dtype, type(self)._fused_starts_itself)
             states = {
@@ -94,7 +94,7 @@ class Fused(OnKernels):
                     x_seq, dtype, states, effective, kinds, 1, record, self._fused_keep_state
                 )
         except BaseException:
-            self._memories.update(held)
+            self._memories.update(memories)
             raise
         self._memories.update(steps.left_states(self, final))
         if record:
@@ -112,7 +112,7 @@ class Fused(OnKernels):
     ) -> tuple[codegen.NeuronStep, tuple[Tensor, ...]]:
         """One time step, forward and backward, and the neuron's tensors that it reads.
 
-        :raises StepTraceError: naming what no kernel can express and the line that it came from
+        :raises StepTraceError: if no kernel can express the step; it names the operation and the line it came from
         """
         kinds = tuple(kind_of(name, value) for name, value in self._fused_effective().items())
         return codegen.step_of(self, self._kernel_equations, self._fused_states, kinds, dtype, True)
@@ -125,7 +125,7 @@ class Fused(OnKernels):
             return 2, next(shape[0] for shape in channels if shape), 3, 3
         step, own = self._kernel_neuron_step()
         shape = list(torch.broadcast_shapes(*(tensor.shape for tensor in step.parameters(own).values())))
-        if not shape or shape[0] != 1:  # a first dimension of size 1 is that of the batch
+        if not shape or shape[0] != 1:  # a first dimension of size 1 stands for the batch
             shape.insert(0, 1)
         return (2, *(3 if size == 1 else size for size in shape[1:])) if shape[1:] else (3, 8)
 
@@ -148,7 +148,7 @@ class Fused(OnKernels):
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """By its own class, as the generated one can be found in no module."""
+        """Pickle the neuron by its own class, because no module contains the generated class."""
         reduced: Any = super().__reduce_ex__(protocol)
         make, args, *rest = reduced
         own = type(self)._fused_class
@@ -156,7 +156,7 @@ class Fused(OnKernels):
 
 
 def _rebuild(cls: type, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """A copy of a fused neuron, in this process or another one."""
+    """Make a copy of a fused neuron, in this process or another one."""
     node = make(*args)
     node.__class__ = fused_class(cls)
     return node
@@ -166,8 +166,8 @@ def _rebuild(cls: type, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def fused_class(cls: type) -> type:
     """The subclass of a class of neurons whose calls run on kernels.
 
-    :raises NoStepError: where the class has no single step
-    :raises TypeError: where the class forbids subclasses
+    :raises NoStepError: if the class has no single step
+    :raises TypeError: if the class forbids subclasses
     """
     source = steps.step_source(cls)
     body = {
@@ -184,7 +184,7 @@ def fused_class(cls: type) -> type:
 
 
 def _noted(source: steps.StepSource) -> codegen.Equations:
-    """The equations of a class, whose entry the trace notes as it notes the methods that they call."""
+    """The equations of a class. When they are traced, they also note the method that a call begins with."""
 
     def equations(self: Any, x: Tensor) -> Tensor:
         if type(self) is not Scope:

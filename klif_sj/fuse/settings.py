@@ -1,4 +1,4 @@
-"""What a neuron on kernels was asked for, whether it is one of ours or a fused one."""
+"""The settings of a neuron that runs on kernels, which is one of ours or a fused one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .fused import Fused
 
 
 def serving_backend(neuron: nn.Module, x: Tensor) -> str | None:
-    """The backend of this package that serves a neuron's call; None where SpikingJelly's or the user's own code does.
+    """The backend of this package that serves a neuron's call; None if SpikingJelly's or the user's own code does.
 
     :param x: an input on the call's device
     """
@@ -27,7 +27,7 @@ def serving_backend(neuron: nn.Module, x: Tensor) -> str | None:
 
 @contextmanager
 def states_kept(net: nn.Module) -> Iterator[None]:
-    """Has all neurons of a network keep their final states, those that spare them as well."""
+    """Within the block, all neurons of a network keep their final states, also those with ``keep_state=False``."""
     names = ((FusedNode, "keep_state"), (Fused, "_fused_keep_state"))
     sparing = [
         (module, name) for module in net.modules() for cls, name in names

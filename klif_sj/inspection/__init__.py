@@ -1,4 +1,4 @@
-"""What a spiking network does, and why it does not learn (:func:`inspect`)."""
+"""Inspect what a spiking network does, and why it does not learn (:func:`inspect`)."""
 
 from .findings import Finding, Thresholds
 from .inspector import inspect

@@ -19,10 +19,10 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, which colour-blind readers can tell apart and which show on white and on black."""
 
 INK = "#010203"
-"""Stands for the colour of the page's text."""
+"""A page replaces this colour by the colour of its text."""
 
 SIZE = (3.5, 2.1)
-"""Of one plot, in inches: on a phone a plot is as wide as the page, and its letters are as large as the text."""
+"""The size of a plot in inches. On a phone a plot is as wide as the page, and its letters are as large as the text."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -43,7 +43,7 @@ STYLE: dict[str, Any] = {
 }
 
 MARK = "§"
-"""Begins every name within a drawing. A page puts something else in its place, as drawings must not share names."""
+"""All names within a drawing begin with this. A page replaces it for each drawing, as drawings must not share names."""
 
 
 class Chart(NamedTuple):
@@ -54,11 +54,11 @@ class Chart(NamedTuple):
 
 
 Labelled = Sequence[tuple[str, LayerInspection]]
-"""One layer in each of the inspections that have it, with a label and in the inspections' order."""
+"""One layer in each inspection that has it, with the inspection's label, in the order of the inspections."""
 
 
 def layer_charts(layers: Labelled) -> list[Chart]:
-    """The plots of one layer, of every inspection in one colour."""
+    """The plots of one layer, with a colour for each inspection."""
     charts = [_rates(layers), _rates_by_step(layers), _rates_by_channel(layers)]
     if any(layer.potential for _, layer in layers):
         charts.append(_potentials(layers))
@@ -112,7 +112,7 @@ def _temporal_axes(axes: Axes) -> None:
 
 
 def _positive(values: Sequence[float]) -> tuple[list[int], list[float]]:
-    """What a logarithmic axis can show."""
+    """The positions and the values that a logarithmic axis can show."""
     shown = [(position, value) for position, value in enumerate(values) if value > 0]
     return [position for position, _ in shown], [value for _, value in shown]
 
@@ -121,14 +121,14 @@ def _colours(series: Sequence[Any]) -> list[str]:
     return [SERIES[position % len(SERIES)] for position in range(len(series))]
 
 
-def _each(layers: Labelled) -> Iterable[tuple[str, LayerInspection, str]]:
+def _with_colours(layers: Labelled) -> Iterable[tuple[str, LayerInspection, str]]:
     for (label, layer), colour in zip(layers, _colours(layers), strict=True):
         yield label, layer, colour
 
 
 def _rates(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             counts = np.array(layer.rate_histogram)
             edges = np.linspace(0, 1, len(counts) + 1)
             axes.stairs(counts / max(counts.sum(), 1), edges, color=colour, fill=len(layers) == 1, linewidth=1.4)
@@ -141,24 +141,24 @@ def _rates(layers: Labelled) -> Chart:
 
 def _rates_by_step(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             axes.plot(range(1, layer.steps + 1), layer.rate_by_step, color=colour, marker="o" * (layer.steps <= 32))
         _time_axis(axes, "firing rate")
 
     return _svg("Firing rate by time step", draw)
 
 
-def _time_axis(axes: Axes, what: str) -> None:
+def _time_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel("time step t")
-    axes.set_ylabel(what)
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _rates_by_channel(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
-            # Sorted: which channel it is matters less than whether some do nothing.
+        for _, layer, colour in _with_colours(layers):
+            # The channels are sorted, because it matters whether some are silent, and hardly which ones.
             values = sorted(layer.rate_by_channel, reverse=True)
             axes.stairs(values, color=colour, fill=len(layers) == 1, linewidth=1.4)
         axes.set_xlabel("channel, by firing rate")
@@ -170,13 +170,13 @@ def _rates_by_channel(layers: Labelled) -> Chart:
 
 def _potentials(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
-            found = layer.potential
-            if found is not None:
-                edges = np.linspace(found.low, found.high, len(found.counts) + 1)
-                counts = np.array(found.counts) / max(found.values, 1)
+        for _, layer, colour in _with_colours(layers):
+            potential = layer.potential
+            if potential is not None:
+                edges = np.linspace(potential.low, potential.high, len(potential.counts) + 1)
+                counts = np.array(potential.counts) / max(potential.values, 1)
                 axes.stairs(counts, edges, color=colour, fill=len(layers) == 1, linewidth=1.4)
-                beyond = [f"{100 * n / found.values:.0f} %" for n in (found.below, found.above)]
+                beyond = [f"{100 * n / potential.values:.0f} %" for n in (potential.below, potential.above)]
                 for place, share, side in ((0.01, f"← {beyond[0]}", "left"), (0.99, f"{beyond[1]} →", "right")):
                     if len(layers) == 1 and not share.strip("←→ ").startswith("0 "):
                         axes.text(place, 0.96, share, transform=axes.transAxes, ha=side, va="top", fontsize=8)
@@ -189,7 +189,7 @@ def _potentials(layers: Labelled) -> Chart:
 
 def _temporal(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             if layer.temporal:
                 axes.plot(*_positive(layer.temporal), color=colour, marker="o" * (len(layer.temporal) <= 32))
         _temporal_axes(axes)
@@ -199,7 +199,7 @@ def _temporal(layers: Labelled) -> Chart:
 
 def _gradient(layers: Labelled) -> Chart:
     def draw(axes: Axes) -> None:
-        for _, layer, colour in _each(layers):
+        for _, layer, colour in _with_colours(layers):
             if layer.gradient:
                 steps = range(1, len(layer.gradient) + 1)
                 axes.plot(steps, layer.gradient, color=colour, marker="o" * (len(layer.gradient) <= 32))
@@ -208,7 +208,7 @@ def _gradient(layers: Labelled) -> Chart:
     return _svg("Gradient of the loss by time step", draw)
 
 
-def _bars(inspections: Sequence[Inspection], title: str, what: str, value: Any) -> Chart:
+def _bars(inspections: Sequence[Inspection], title: str, label: str, value: Any) -> Chart:
     names = list(dict.fromkeys(name for inspection in inspections for name in inspection.layers))
     height = 0.8 / len(inspections)
 
@@ -219,7 +219,7 @@ def _bars(inspections: Sequence[Inspection], title: str, what: str, value: Any) 
         axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [_shortened(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
-        axes.set_xlabel(what)
+        axes.set_xlabel(label)
 
     longest = max(len(_shortened(name)) for name in names)
     rows = max(len(names), 2) * max(1, len(inspections) ** 0.5)
@@ -239,7 +239,7 @@ def _svg(title: str, draw: Any, size: tuple[float, float] = SIZE, left: float = 
         if axes.get_xscale() == "linear":
             axes.locator_params(axis="x", nbins=6)
         width, height = size
-        # Margins in inches: a layout that looks at the letters takes ten times as long.
+        # The margins are fixed in inches, because a layout that measures the texts takes ten times as long.
         figure.subplots_adjust(left / width, 0.42 / height, 1 - 0.08 / width, 1 - 0.08 / height)
         with io.StringIO() as file:
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -247,7 +247,7 @@ def _svg(title: str, draw: Any, size: tuple[float, float] = SIZE, left: float = 
 
 
 def _as_element(text: str, title: str) -> str:
-    """An SVG file as an element of a page: as wide as its place, in the page's letters and colour of text."""
+    """An SVG file as an element of a page, which is as wide as its place and has the page's font and text colour."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for attribute in ("width", "height"):

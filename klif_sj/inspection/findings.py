@@ -1,4 +1,4 @@
-"""What is wrong with a network, in words: each finding has its figure, its threshold, what it means and what helps."""
+"""Findings say what is wrong with a network: each has a figure, a threshold, a meaning, and what usually helps."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ if TYPE_CHECKING:
 
 
 NARROW, NOTHING = 4, 10
-"""Coverage below its limit is a finding where the surrogate is to blame: this many times as many potentials are within
-one threshold of firing. It is one in any case below this part of its limit.
+"""Coverage below its limit is a finding only if the surrogate is too narrow: more than ``NARROW`` times as many
+potentials as it covers are within one threshold of firing. Below a ``NOTHING``-th of its limit, it always is a finding.
 
-In the last layer of a trained network hardly any potential is near the threshold: it is sure of its classes.
+The condition is needed for the last layer of a trained network. Hardly any potential there is near the threshold, as
+the network is sure of its classes.
 """
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which figures on something is a finding; docs/inspect.md says more of each.
+    """The limits beyond which a figure is a finding; docs/inspect.md explains each.
 
-    :raises TypeError, ValueError: for what is no finite number
+    :raises TypeError, ValueError: for a limit that is no finite number
     """
 
     silent: float = 0.95
-    """A layer of which at least this share of neurons never fires."""
+    """A layer is silent if at least this share of its neurons never fires."""
     saturated: float = 0.9
-    """A layer that fires at a rate above this."""
+    """A layer is saturated if its firing rate is above this."""
     coverage: float = 0.05
-    """A layer of whose potentials a share below this is where the surrogate has a gradient (see ``NARROW``)."""
+    """Coverage is low if the surrogate has a gradient at less than this share of the potentials (see ``NARROW``)."""
     distance: float = 10.0
-    """A layer half of whose potentials are more than this many thresholds away from the threshold."""
+    """Potentials are too large if half of them are more than this many thresholds away from the threshold."""
     fall: float = 10.0
-    """A layer whose temporal gradient falls by at least this factor with every time step back."""
+    """The gradient vanishes if the temporal gradient falls by at least this factor with every time step back."""
     at_bound: float = 0.5
-    """A parameter of whose values at least this share is at a bound."""
+    """A parameter is at a bound if at least this share of its values is."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, check_number(each.name, getattr(self, each.name)))
+        for limit in fields(self):
+            object.__setattr__(self, limit.name, check_number(limit.name, getattr(self, limit.name)))
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that usually keeps a spiking network from learning.
 
-    :param name: which finding: one of docs/inspect.md's table
+    :param name: the name of the finding, one of those in the table of docs/inspect.md
     :param layer: the layer's name
-    :param figure: what was measured
-    :param threshold: what it was compared with
+    :param figure: the measured figure
+    :param threshold: the limit that the figure was compared with
     :param text: figure and threshold in a sentence
     :param meaning: what it means for the network
     :param help: what usually helps
@@ -68,7 +69,7 @@ class Finding:
     help: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """The finding as plain values, for JSON."""
         return asdict(self)
 
 
@@ -76,68 +77,68 @@ CAUSES_FIRST = (
     "not-finite", "silent", "saturated", "large-potential", "coverage", "detached-time", "vanishing-gradient",
     "at-bound", "no-gradient", "constant-input",
 )  # fmt: skip
-"""The names of all findings. The last two are often what others entail."""
+"""The names of all findings, causes first. The last two findings are often consequences of others."""
 
 
 def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """The findings by name, causes first; those of one name have one meaning, and the same helps."""
+    """The findings in groups by name, causes first. The findings of a group share their meaning and their help."""
     groups = {name: [finding for finding in findings if finding.name == name] for name in CAUSES_FIRST}
     return [group for group in groups.values() if group]
 
 
-def find_all(layers: Iterable[LayerInspection], at: Thresholds) -> list[Finding]:
+def find_all(layers: Iterable[LayerInspection], limits: Thresholds) -> list[Finding]:
     """The findings of all layers, causes first."""
-    found = [finding for layer in layers for finding in _find(layer, at)]
-    return [finding for group in grouped(found) for finding in group]
+    findings = [finding for layer in layers for finding in _find(layer, limits)]
+    return [finding for group in grouped(findings) for finding in group]
 
 
-def _find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
+def _find(layer: LayerInspection, limits: Thresholds) -> Iterator[Finding]:
 
     def finding(name: str, figure: float, threshold: float, text: str, meaning: str, help: str) -> Finding:
         return Finding(name, layer.name, figure, threshold, text, meaning, help)
 
     if not layer.integrates_only:
-        if layer.never >= at.silent:
+        if layer.never >= limits.silent:
             yield finding(
                 "silent",
                 layer.never,
-                at.silent,
-                f"{_percent(layer.never)} of its neurons never fire ({_percent(at.silent)} is the limit).",
+                limits.silent,
+                f"{_percent(layer.never)} of its neurons never fire ({_percent(limits.silent)} is the limit).",
                 "The layers after it get nothing, and its weights hardly learn.",
                 "A lower threshold, larger initial weights or normalisation before the layer; a longer T; "
                 "no decay of the input (decay_input=False).",
             )
-        if layer.rate > at.saturated:
+        if layer.rate > limits.saturated:
             yield finding(
                 "saturated",
                 layer.rate,
-                at.saturated,
-                f"Its firing rate is {layer.rate:.3f} ({at.saturated:g} is the limit).",
+                limits.saturated,
+                f"Its firing rate is {layer.rate:.3f} ({limits.saturated:g} is the limit).",
                 "Neurons that fire at every step tell nothing of their input.",
                 "A higher threshold, smaller weights, normalisation before the layer, a soft reset (v_reset=None).",
             )
     potential = layer.potential
     if potential is not None and not layer.integrates_only:
-        if potential.covered < at.coverage and (
-            potential.near > NARROW * potential.covered or potential.covered < at.coverage / NOTHING
+        if potential.covered < limits.coverage and (
+            potential.near > NARROW * potential.covered or potential.covered < limits.coverage / NOTHING
         ):
             yield finding(
                 "coverage",
                 potential.covered,
-                at.coverage,
+                limits.coverage,
                 f"The surrogate has a gradient at {_percent(potential.covered)} of the potentials "
-                f"({_percent(at.coverage)} is the limit).",
+                f"({_percent(limits.coverage)} is the limit).",
                 "The gradient is practically 0 at all others, so that most spikes teach the weights nothing.",
                 "A wider surrogate function (a smaller alpha); potentials nearer to the threshold, by normalisation or "
                 "other initial weights.",
             )
-        if potential.distance > at.distance:
+        if potential.distance > limits.distance:
             yield finding(
                 "large-potential",
                 potential.distance,
-                at.distance,
+                limits.distance,
                 f"Half of its potentials are more than {potential.distance:.3g} thresholds away from the threshold "
-                f"({at.distance:g} is the limit).",
+                f"({limits.distance:g} is the limit).",
                 "The input current is far too strong for the threshold: what fires, fires whatever the details of the "
                 "input are.",
                 "Smaller weights or a smaller input; normalisation before the layer; a higher threshold.",
@@ -153,13 +154,13 @@ def _find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
                 "No detach (detach_net, detach_) between the steps of a sequence; a neuron that keeps a gradient over "
                 "time (SLTT and OTTT neurons do not, by intent); tau above 1.",
             )
-        elif layer.fall >= at.fall:
+        elif layer.fall >= limits.fall:
             yield finding(
                 "vanishing-gradient",
                 layer.fall,
-                at.fall,
+                limits.fall,
                 f"Its temporal gradient falls by a factor of {layer.fall:.3g} with every time step back "
-                f"({at.fall:g} is the limit).",
+                f"({limits.fall:g} is the limit).",
                 "What happened a few time steps ago has no share in the gradient.",
                 "A larger tau; a soft reset (v_reset=None); a neuron with a second path through time (CLIFNode); "
                 "a wider surrogate function.",
@@ -175,15 +176,15 @@ def _find(layer: LayerInspection, at: Thresholds) -> Iterator[Finding]:
             "argmax between it and the loss.",
         )
     for name, parameter in layer.parameters.items():
-        if parameter.learned and parameter.bounds is not None and parameter.at_bound >= at.at_bound:
+        if parameter.learned and parameter.bounds is not None and parameter.at_bound >= limits.at_bound:
             low, high = parameter.bounds
             upper = "" if math.isinf(high) else f" and {high:g}"
             yield finding(
                 "at-bound",
                 parameter.at_bound,
-                at.at_bound,
+                limits.at_bound,
                 f"{_percent(parameter.at_bound)} of the values of {name} are at a bound, {low:g}{upper}; their mean is "
-                f"{parameter.mean:.4g} ({_percent(at.at_bound)} is the limit).",
+                f"{parameter.mean:.4g} ({_percent(limits.at_bound)} is the limit).",
                 "The parameter would go further and cannot; a sigmoid that is at its end hardly has a gradient.",
                 "Wider bounds; a smaller learning rate for the neurons' parameters (klif_sj.parameter_groups); another "
                 "initial value.",

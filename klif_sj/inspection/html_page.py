@@ -1,4 +1,4 @@
-"""An inspection as one HTML file that needs no network: light and dark, for a desk and for a phone."""
+"""An inspection as one HTML file, which loads nothing from a network and suits light and dark screens and phones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ MEANINGS = {
 
 
 def page(inspections: Sequence[Inspection]) -> str:
-    """The whole file."""
+    """The text of the HTML file."""
     title = html.escape(" and ".join(inspection.title for inspection in inspections))
     parts = [
         f"<h1>{title}</h1>",
@@ -81,7 +81,7 @@ def page(inspections: Sequence[Inspection]) -> str:
     for number in count():
         if f"{MARK}" not in body:
             break
-        # Each drawing is one element, so that the names up to its end are its own.
+        # Each drawing is one element, so all names up to its end belong to it.
         end = body.index("</svg>", body.index(MARK)) + len("</svg>")
         body = body[:end].replace(MARK, f"p{number}-") + body[end:]
     return (
@@ -106,16 +106,16 @@ def _heads(inspections: Sequence[Inspection]) -> Iterable[str]:
 
 
 def _findings(inspection: Inspection, named: bool) -> Iterable[str]:
-    of = f" of {html.escape(inspection.title)}" if named else ""
-    yield f"<h2>{counted(len(inspection.findings), 'finding').capitalize()}{of}</h2>"
+    of_title = f" of {html.escape(inspection.title)}" if named else ""
+    yield f"<h2>{counted(len(inspection.findings), 'finding').capitalize()}{of_title}</h2>"
     if not inspection.findings:
         yield '<div class="finding good"><b>Nothing is conspicuous.</b> Every figure is within its limits.</div>'
     yield from map(_finding, grouped(inspection.findings))
 
 
 def _finding(group: Sequence[Finding]) -> str:
-    """The findings of one name."""
-    layers = (f"<li><b>{html.escape(each.layer)}</b>: {html.escape(each.text)}</li>" for each in group)
+    """A box with the findings of one name."""
+    layers = (f"<li><b>{html.escape(finding.layer)}</b>: {html.escape(finding.text)}</li>" for finding in group)
     meaning, help = html.escape(group[0].meaning), html.escape(group[0].help)
     return (
         f'<div class="finding"><b>{group[0].name}</b><ul>{"".join(layers)}</ul><p>{meaning}</p>'
@@ -141,12 +141,12 @@ def _figures(charts: Iterable[Chart]) -> str:
 
 def _layers(inspections: Sequence[Inspection]) -> Iterable[str]:
     names = dict.fromkeys(name for inspection in inspections for name in inspection.layers)
-    told = {finding.layer for inspection in inspections for finding in inspection.findings}
+    with_findings = {finding.layer for inspection in inspections for finding in inspection.findings}
     for position, name in enumerate(names):
-        of = [inspection for inspection in inspections if name in inspection.layers]
-        layers = [(inspection.title, inspection.layers[name]) for inspection in of]
+        with_layer = [inspection for inspection in inspections if name in inspection.layers]
+        layers = [(inspection.title, inspection.layers[name]) for inspection in with_layer]
         neurons = ", ".join(dict.fromkeys(layer.neuron for _, layer in layers))
-        is_open = " open" if name in told or position == 0 or len(names) <= 4 else ""
+        is_open = " open" if name in with_findings or position == 0 or len(names) <= 4 else ""
         yield f"<details{is_open}><summary>{html.escape(name)} <span class=dim>{html.escape(neurons)}</span></summary>"
         for title, layer in layers:
             yield f'<p class="dim">{html.escape(_in_words(layer, title if len(inspections) > 1 else ""))}</p>'
@@ -168,7 +168,7 @@ def _parameters(layer: LayerInspection, title: str) -> str:
     if not layer.parameters:
         return ""
     head = "".join(f"<th>{c}</th>" for c in ("parameter", "values", "mean", "least", "most", "bounds", "at a bound"))
-    body = "".join(f"<tr>{_parameter(name, each)}</tr>" for name, each in layer.parameters.items())
+    body = "".join(f"<tr>{_parameter(name, parameter)}</tr>" for name, parameter in layer.parameters.items())
     caption = f'<p class="dim">{html.escape(title)}</p>' if title else ""
     return (
         f'{caption}<div class="wide" style="margin-top: .75rem"><table class="parameters">'
@@ -176,10 +176,16 @@ def _parameters(layer: LayerInspection, title: str) -> str:
     )
 
 
-def _parameter(name: str, each: LearnedParameter) -> str:
-    name = name if each.learned else f"{name} (fixed)"
-    at_bound = "–" if each.bounds is None else f"{100 * each.at_bound:.1f} %"
-    cells = (name, str(each.values), *(f"{v:.4g}" for v in (each.mean, each.low, each.high)), bounds_of(each), at_bound)
+def _parameter(name: str, parameter: LearnedParameter) -> str:
+    name = name if parameter.learned else f"{name} (fixed)"
+    at_bound = "–" if parameter.bounds is None else f"{100 * parameter.at_bound:.1f} %"
+    cells = (
+        name,
+        str(parameter.values),
+        *(f"{v:.4g}" for v in (parameter.mean, parameter.low, parameter.high)),
+        bounds_of(parameter),
+        at_bound,
+    )
     return "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
 
 
@@ -189,8 +195,8 @@ def _operations(inspections: Sequence[Inspection]) -> Iterable[str]:
         return
     yield "<h2>Operations and energy</h2>"
     for inspection in known:
-        of = f"{html.escape(inspection.title)}. " if len(inspections) > 1 else ""
-        yield f"<p>{of}{operations_text(inspection)}</p>"
+        title = f"{html.escape(inspection.title)}. " if len(inspections) > 1 else ""
+        yield f"<p>{title}{operations_text(inspection)}</p>"
     layers: dict[str, list[str]] = {}
     for inspection in known:
         for name, number in inspection.operations.synaptic_operations_by_layer.items():  # type: ignore[union-attr]

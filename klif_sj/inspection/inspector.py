@@ -1,4 +1,4 @@
-"""inspect: run a network over batches and see what its spiking layers do, and why they do not learn."""
+"""``inspect`` runs a network over batches and shows what its spiking layers do, and why they do not learn."""
 
 from __future__ import annotations
 
@@ -37,31 +37,32 @@ def inspect(
 ) -> Inspection:
     """See what the spiking layers of a network do, and why they do not learn.
 
-    Every batch is run once, in the mode that the network is in, each from reset states. Firing rates are of all of
-    them. The first batch is also run backward. Of each layer, the first inputs of that batch are then replayed by the
-    layer's own equations in eager torch, which shows the potentials before firing and their gradients. What is kept
-    grows neither with T nor with the number of batches.
+    Every batch is run once, from reset states, in the mode that the network is in. The firing rates are means over all
+    batches. The first batch is also run backward. Then the equations of each layer are run again in eager torch, on the
+    first inputs of this batch, which shows the potentials before firing and their gradients. The statistics that are
+    kept grow neither with T nor with the number of batches.
 
-    The network is left as it was: parameters, gradients, buffers, states, and the random numbers to come.
+    Afterwards the network's parameters, gradients, buffers and states are as they were, and so are torch's random
+    generators.
 
     :param net: any network with spiking layers, of any class, fused or not, in multi-step or single-step mode
     :param batches: pairs of an input and its target, or inputs alone; tensors are moved to the network's device
-    :param loss: ``loss(output, target)``, a scalar. None is the cross-entropy of the output, or of its mean over time
-        where it is ``[T, N, classes]``, where targets are classes ``[N]``; without targets there is no gradient of a
-        loss
+    :param loss: ``loss(output, target)``, which returns a scalar. None takes the cross-entropy if the targets are
+        classes ``[N]``, of the output or, if it is ``[T, N, classes]``, of its mean over time; and the mean squared
+        error if the targets have the output's shape. Without a loss or targets there is no gradient of a loss.
     :param forward: ``forward(net, x)``, which runs one whole pass; None calls ``net(x)``. A network in single-step mode
-        whose call is one step needs it: ``lambda net, x: sum(net(x) for _ in range(T))``
-    :param thresholds: from where on something is a finding
-    :param sampled_potentials: how many potentials of each layer are looked at, at most: whole inputs, at least one, and
-        no more than an eighth of the batch where that has thousands of potentials
-    :param counted_inputs: on how many inputs of the first batch operations are counted, which takes two eager passes of
-        them; 0 counts none
-    :param title: what the report calls the network
+        needs it if a call is one time step: ``lambda net, x: sum(net(x) for _ in range(T))``
+    :param thresholds: the limits beyond which a figure is a finding
+    :param sampled_potentials: the largest number of potentials to sample in each layer. Whole inputs are sampled, at
+        least one, and at most an eighth of the batch if this eighth has thousands of potentials.
+    :param counted_inputs: the number of inputs of the first batch on which operations are counted, which takes two
+        eager passes; 0 counts none
+    :param title: the name of the network in the report
     :return: the inspection: ``print`` it for a table, ``save`` it for a page, ``compare`` it with another one
 
-    :raises TypeError: for what is no network
-    :raises ValueError: for a network without spiking layers, for no batches, for spiking layers of which none runs, or
-        a loss that is no scalar
+    :raises TypeError: for an object that is no network
+    :raises ValueError: for a network without spiking layers, if there is no batch, if no spiking layer runs, or for a
+        loss that is no scalar
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a network, got {net!r}")
@@ -71,9 +72,9 @@ def inspect(
     _check_count("sampled_potentials", sampled_potentials, 1)
     _check_count("counted_inputs", counted_inputs, 0)
     run = forward or (lambda net, x: net(x))
-    watch, at = Watch(sampled_potentials), thresholds or Thresholds()
+    watch, limits = Watch(sampled_potentials), thresholds or Thresholds()
     notes: list[str] = []
-    found: list[Finding] = []
+    findings: list[Finding] = []
     operations = None
     number = inputs = 0
     with _left_as_it_was(net), torch.random.fork_rng(_gpus(net)):
@@ -91,9 +92,9 @@ def inspect(
                     with torch.no_grad():
                         run(net, x)
             broken = watch.end_of_pass(had_loss)
-            if broken is not None and not found:
+            if broken is not None and not findings:
                 functional.reset_net(net)
-                found.append(_not_finite(net, run, x, number, broken))
+                findings.append(_not_finite(net, run, x, number, broken))
             if number == 1 and counted_inputs:
                 functional.reset_net(net)
                 operations = _operations(net, run, x, target, counted_inputs, notes)
@@ -104,9 +105,9 @@ def inspect(
         raise ValueError(f"net: none of its {len(layers)} spiking layers ran; expected a forward that calls them")
     inputs = max(layer.inputs for layer in results.values())
     notes += [f"The layer {name} did not run." for name in layers if name not in results]
-    found += find_all(results.values(), at)
+    findings += find_all(results.values(), limits)
     return Inspection(
-        title or type(net).__name__, type(net).__name__, inputs, number, results, found, at, operations, notes
+        title or type(net).__name__, type(net).__name__, inputs, number, results, findings, limits, operations, notes
     )
 
 
@@ -127,7 +128,7 @@ def _gpus(net: nn.Module) -> list[torch.device]:
 
 
 def _parts(batch: Any, device: torch.device | None) -> tuple[Any, Any]:
-    """Input and target of a batch, on a device; the target is None where there is none."""
+    """The input and the target of a batch, moved to a device. The target is None if the batch has none."""
     x, target = (batch[0], batch[1]) if isinstance(batch, list | tuple) and len(batch) > 1 else (batch, None)
     if isinstance(x, list | tuple) and len(x) == 1:
         (x,) = x
@@ -136,7 +137,7 @@ def _parts(batch: Any, device: torch.device | None) -> tuple[Any, Any]:
 
 @contextmanager
 def _left_as_it_was(net: nn.Module) -> Iterator[None]:
-    """Afterwards states and buffers are what they were, such as the statistics of batch normalisation."""
+    """Restores states and buffers after the block, such as the statistics of batch normalisation."""
     stateful: list[Any] = [module for module in net.modules() if hasattr(module, "_memories")]
     states = [dict(module._memories) for module in stateful]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -153,10 +154,13 @@ def _left_as_it_was(net: nn.Module) -> Iterator[None]:
 
 
 def _backward(net: nn.Module, run: Forward, x: Any, target: Any, loss: Loss | None) -> list[str]:
-    """One pass forward and backward, which adds to no gradient; returns why it was not run backward, if so."""
+    """Run one pass forward and backward, without adding to any parameter's gradient.
+
+    Returns a note that says why there was no backward pass, or nothing if there was one.
+    """
     learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if isinstance(x, Tensor) and x.is_floating_point():
-        # So that the gradient reaches layers before the first parameter as well.
+        # With a gradient of the input, the backward pass reaches also the layers before the first parameter.
         x = x.detach().requires_grad_()
         learned.append(x)
     with torch.enable_grad():
@@ -187,7 +191,7 @@ def _loss(output: Any, target: Any, loss: Loss | None) -> Tensor | None:
 
 
 def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, notes: list[str]) -> Operations | None:
-    """Operations of the first inputs of a batch, or of all of it where nobody can tell which dimension is the batch."""
+    """Count the operations on the first inputs of a batch, or on the whole batch if its batch dimension is unknown."""
     if _compat.operation_counters() is None:
         notes.append(f"{NO_COUNTERS}.")
         return None
@@ -203,7 +207,7 @@ def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, 
     net.eval()
     try:
         return count_operations(net, [x], max(counted, 1), run)
-    except Exception as error:  # of SpikingJelly's counters, which do not know every operation of every network
+    except Exception as error:  # SpikingJelly's counters do not know every operation of every network
         notes.append(f"No operations were counted: {type(error).__name__}: {error}")
         return None
     finally:
@@ -213,7 +217,7 @@ def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, 
 
 @torch.no_grad()
 def _not_finite(net: nn.Module, run: Forward, x: Any, batch: int, layer: str) -> Finding:
-    """Run a batch once more to find the first module that makes something not finite of what is finite."""
+    """Run a batch once more to find the first module whose input is finite and whose output is not."""
     name, where = layer, "its input or its output is not finite"
     if not _finite(x):
         where = "the batch itself holds values that are not finite"
@@ -226,7 +230,7 @@ def _not_finite(net: nn.Module, run: Forward, x: Any, batch: int, layer: str) ->
 
 
 def not_finite_finding(name: str, batch: int, where: str) -> Finding:
-    """The finding of NaN or infinite values in a batch, of which ``where`` says more."""
+    """The finding of NaN or infinite values in a batch; the text ``where`` says where they begin."""
     return Finding(
         "not-finite",
         name,
@@ -240,15 +244,18 @@ def not_finite_finding(name: str, batch: int, where: str) -> Finding:
 
 
 def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] | None:
-    """In a run of the network, the first innermost module that makes something not finite of what is finite."""
-    found: list[tuple[str, str]] = []
+    """Run the network to find the first module, innermost first, whose input is finite and whose output is not.
+
+    Returns the module's name and its class.
+    """
+    broken: list[tuple[str, str]] = []
 
     def hook(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and _finite(inputs) and not _finite(output):
-                found.append((name, type(module).__name__))
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not broken and _finite(inputs) and not _finite(output):
+                broken.append((name, type(module).__name__))
 
-        return look
+        return check
 
     inner = {name: module for name, module in net.named_modules() if name}
     handles = [module.register_forward_hook(hook(name)) for name, module in inner.items()]
@@ -257,7 +264,7 @@ def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] 
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return broken[0] if broken else None
 
 
 def _finite(values: Any) -> bool:

@@ -15,10 +15,10 @@ from ..neuron.parameters import PerStep
 
 @dataclass(frozen=True)
 class LearnedParameter:
-    """The values of one parameter of a layer. The bounds are None where it has none.
+    """The values of one parameter of a layer; ``bounds`` is None if it has none.
 
-    ``to_bound`` is the least distance to a bound, as a share of the way from one bound to the other; ``at_bound`` the
-    share of its values that are within 0.1 % of one.
+    ``to_bound`` is the smallest distance of a value to a bound, as a share of the distance between the bounds.
+    ``at_bound`` is the share of the values whose distance to a bound is at most 0.1 % of that between the bounds.
     """
 
     values: int
@@ -31,43 +31,43 @@ class LearnedParameter:
     learned: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """The parameter as plain values, for JSON."""
         return asdict(self)
 
 
 AT_BOUND = 1e-3
-"""Of the way from one bound to the other."""
+"""A value is at a bound if their distance is at most this share of the distance between the bounds."""
 
 
 @torch.no_grad()
 def learned_parameters(node: nn.Module) -> dict[str, LearnedParameter]:
-    """By name, the parameters of a neuron and of its surrogate function, in the form that its equations use.
+    """The parameters of a neuron and of its surrogate function by name, in the form that the equations use.
 
-    A bound of a parameter ``NAME`` is what the attribute ``NAME_bounds`` says, and 0 and 1 for what a sigmoid gives.
+    The attribute ``NAME_bounds`` gives the bounds of a parameter ``NAME``. The bounds of a sigmoid are 0 and 1.
     """
-    found: dict[str, LearnedParameter] = {}
+    parameters: dict[str, LearnedParameter] = {}
     if isinstance(node, FusedNode):
         raw = dict(node.named_parameters(recurse=False))
         for name, value in node.effective_parameters().items():
             tensor = value.values if isinstance(value, PerStep) else value
             learned = raw[name].requires_grad if name in raw else True
             if isinstance(node, GLIFNode):
-                # Its hard gates are 0 or 1 by intent: what may come near its bound is the sigmoid beneath.
-                found[name] = _described(raw[name].sigmoid(), (0.0, 1.0), learned)
+                # GLIF's hard gates are 0 or 1 by intent, so the sigmoids beneath them are compared with the bounds.
+                parameters[name] = _described(raw[name].sigmoid(), (0.0, 1.0), learned)
             else:
-                found[name] = _described(tensor, getattr(node, f"{name}_bounds", None), learned)
+                parameters[name] = _described(tensor, getattr(node, f"{name}_bounds", None), learned)
     for path, parameter in node.named_parameters():
         name = path.rpartition(".")[2]
-        if path in found:
+        if path in parameters:
             continue
         if path == "w" and type(node).__name__.startswith("ParametricLIF"):
-            found["tau"] = _described(1 / parameter.sigmoid(), (1.0, math.inf), parameter.requires_grad)
+            parameters["tau"] = _described(1 / parameter.sigmoid(), (1.0, math.inf), parameter.requires_grad)
             continue
         holder = node.get_submodule(path.rpartition(".")[0])
         bounds = getattr(holder, f"{name}_bounds", None)
         value = parameter if bounds is None else parameter.clamp(*bounds)
-        found[path] = _described(value, bounds, parameter.requires_grad)
-    return found
+        parameters[path] = _described(value, bounds, parameter.requires_grad)
+    return parameters
 
 
 def effective_threshold(node: Any) -> Any:
@@ -86,7 +86,7 @@ def _described(tensor: Tensor, bounds: tuple[float, float] | None, learned: bool
         return LearnedParameter(*figures, learned=learned)
     low, high = map(float, bounds)
     to_low = values - low
-    # Without an upper bound, the distance is in terms of the lower one.
+    # Without an upper bound, the distance is relative to the lower one.
     share = to_low / max(abs(low), 1.0) if math.isinf(high) else torch.minimum(to_low, high - values) / (high - low)
     at_bound = float((share <= AT_BOUND).double().mean())
     return LearnedParameter(*figures, (low, high), float(share.min()), at_bound, learned)

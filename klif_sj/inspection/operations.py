@@ -25,19 +25,19 @@ PICOJOULE = 1e-12
 
 @dataclass(frozen=True)
 class Operations:
-    """What a network computes for one input, but for its neurons; the mean over ``inputs`` of them.
+    """The operations of a network for one input, without those of its neurons: means over ``inputs`` inputs.
 
-    Counted by SpikingJelly 2's operation counters. A convolution or fully connected layer whose input is all spikes
-    needs one accumulation per spike and outgoing synapse, its *synaptic operations*; any other needs a multiplication
-    with each accumulation. ``accumulations`` are the synaptic operations and the additions between layers: of residual
-    and parallel branches, of average pooling and voting.
+    SpikingJelly 2's operation counters count them. A convolution or fully connected layer whose input is all spikes
+    needs one accumulation per spike and outgoing synapse; these are its *synaptic operations*. Any other layer needs a
+    multiplication with each accumulation. ``accumulations`` are the synaptic operations and the additions between
+    layers: those of residual and parallel branches, of average pooling and of voting.
 
-    Left out are the neurons' own operations, of which a generated kernel shows nothing, and batch normalisation, which
-    at inference is part of the convolution before it. Static images are convolved once, whatever T.
+    The neurons' own operations are left out, because a generated kernel does not show them. Batch normalisation is left
+    out, because it is part of the convolution before it at inference. Static images are convolved once, whatever T is.
 
-    ``compute_energy`` and ``memory_energy`` are SpikingJelly's estimate, in joules, for a 45 nm process and float32:
-    4.6 pJ a multiply-accumulation and 0.9 pJ an accumulation; 24.96 pJ a byte of weights read, once for every
-    operation that uses it, and of neuron state read and written at every time step.
+    ``compute_energy`` and ``memory_energy`` are SpikingJelly's estimates, in joules, for a 45 nm process and float32:
+    4.6 pJ for a multiply-accumulation, 0.9 pJ for an accumulation, and 24.96 pJ for each byte of memory access. Weights
+    are read once for every operation that uses them; neuron states are read and written at every time step.
     """
 
     inputs: int
@@ -58,7 +58,7 @@ def count_operations(
 ) -> Operations | None:
     """The operations of forward passes, divided by ``inputs``; None on SpikingJelly 0.0.0.0.14.
 
-    The network is to be in evaluation mode; it is left with its states reset.
+    The network must be in evaluation mode. Its states are reset afterwards.
 
     :param forward: runs a batch through the network
     """
@@ -70,12 +70,13 @@ def count_operations(
         counter(**left_out) for counter in (op_counter.MACCounter, op_counter.ACCounter, op_counter.SynOpCounter)
     )
     memory = op_counter.NeuromorphicMemoryAccessCounter()
-    # One pass each: the counter of memory computes sums, which those of operations would count.
+    # Each mode gets a pass of its own, because the operation counters would count the sums of the memory counter.
     for mode in (
         op_counter.DispatchCounterMode([multiplied, accumulated, synaptic]),
         op_counter.ModuleCounterMode([memory], model=net),
     ):
-        # A neuron warns that it does not use its named backend while it is counted; neurons are left out here.
+        # While it is counted, a neuron warns that it does not use the backend it was given. That does not matter here,
+        # because neurons are left out.
         for x in batches:
             functional.reset_net(net)
             with mode, states_kept(net), warnings.catch_warnings():
@@ -84,7 +85,7 @@ def count_operations(
     functional.reset_net(net)
     cost = op_counter.SimpleEnergyCostConfig.fp32()
     compute = multiplied.get_total() * cost.e_mac_pj + accumulated.get_total() * cost.e_ac_pj
-    by_scope = {scope: sum(found.values()) for scope, found in synaptic.get_counts().items()}
+    by_scope = {scope: sum(counts.values()) for scope, counts in synaptic.get_counts().items()}
     return Operations(
         inputs=inputs,
         multiply_accumulations=multiplied.get_total() / inputs,

@@ -1,8 +1,8 @@
-"""A layer's own equations, run once more in eager torch on a few of its inputs, to see what no kernel shows.
+"""Run a layer's own equations once more in eager torch, on a few of its inputs, to see what no kernel shows.
 
-A spiking neuron fires by ``surrogate_function(u - threshold)``. With another function in that place, which notes its
-argument and goes on, the potential u at every step is seen, its graph tells its gradients, and the layer itself is left
-as it is.
+A spiking neuron fires by ``surrogate_function(u - threshold)``. In a twin of the neuron, another function takes the
+place of the surrogate, notes its argument and calls the surrogate. This shows the potential u at every step, and
+autograd gives the gradients of u. The layer itself is not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RANGE = 4.0
 """The histogram of potentials reaches this many thresholds to either side of the threshold."""
 
 MEDIAN_OF = 4096
-"""The median is of about as many potentials: it needs them sorted, which takes longer than all else."""
+"""The median is taken over about this many potentials, because sorting all of them would take longer than the rest."""
 
 COVERED_FROM = 0.01
 """A potential is covered where the surrogate's gradient is above this share of its peak."""
@@ -34,22 +34,22 @@ COVERED_FROM = 0.01
 
 @dataclass
 class Call:
-    """One call of a layer, as far as it is sampled: the first inputs of the batch, copied."""
+    """The sample of one call of a layer: copies of the first inputs of the batch, and of what belongs to them."""
 
     x: Tensor
     single_step: bool
     states: dict[str, Any] | None
-    """The states it started from; None where it went on from the call before."""
+    """The states that the call started from; None if it continued from the call before."""
     carried: bool
-    """Whether the states that it went on from still had a gradient."""
+    """Whether a gradient passes through the states that the call continued from."""
     spikes: Tensor
     gradient: Tensor | None = None
-    """Of the loss with respect to the spikes."""
+    """The gradient of the loss with respect to the spikes."""
 
 
 @dataclass
 class Replay:
-    """What the potentials of a layer were. ``u`` is the potential before firing, measured from the threshold."""
+    """What a replay shows of a layer. ``u`` is the potential before firing, measured from the threshold."""
 
     values: int = 0
     inputs: int = 0
@@ -64,11 +64,11 @@ class Replay:
     temporal: list[float] | None = None
     gradient: list[float] | None = None
     unlike: float = 0.0
-    """The share of spikes that the equations give otherwise than the layer did."""
+    """The share of spikes in which the equations and the layer differ."""
 
 
 class _Noting(nn.Module):
-    """A surrogate function that notes its arguments; whatever else is asked of it, the original answers."""
+    """A surrogate function that notes its arguments. Its other attributes are those of the original function."""
 
     def __init__(self, function: Any, noted: list[Tensor]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Noting(nn.Module):
 
 
 Run = Callable[[Tensor, bool], Tensor]
-"""Runs a call of a layer: its input, and whether it is a single step."""
+"""Runs a call of a layer, given the input and whether it is a single step."""
 
 
 def has_surrogate(node: nn.Module) -> bool:
@@ -92,29 +92,29 @@ def has_surrogate(node: nn.Module) -> bool:
 
 
 def replay(node: Any, parameters: dict[str, nn.Parameter], calls: list[Call], scale: float) -> Replay:
-    """Run the layer's equations on what was sampled of its calls.
+    """Run the layer's equations on the sample of its calls.
 
-    :param parameters: those that the node itself had then, as an optimizer may have changed them since
-    :param scale: the threshold, in which distances are measured
-    :raises Exception: where the neuron's class does not fire by its surrogate function, step by step or all steps at
-        once; of any kind, as it is a user's code that runs
+    :param parameters: the node's own parameters at the time of the calls, as an optimizer may have changed them since
+    :param scale: the threshold, which is the unit of distances
+    :raises Exception: if the neuron's class does not fire by its surrogate function, step by step or all steps at once;
+        an error of any kind, as a user's code runs here
     """
     if isinstance(node, FusedNode):
         return _replay(node, parameters, calls, scale, _our_run)
     first, second = (_own_run, _equations_run) if _runs_otherwise(node) else (_equations_run, _own_run)
     try:
         return _replay(node, parameters, calls, scale, first)
-    except Exception:  # such as of a neuron that fires all steps at once
+    except Exception:  # for example, the neuron fires all steps at once
         return _replay(node, parameters, calls, scale, second)
 
 
 def _runs_otherwise(node: nn.Module) -> bool:
-    """Whether SpikingJelly runs something else than the equations of the neuron's class."""
+    """Whether SpikingJelly runs other code than the equations of the neuron's class."""
     if isinstance(node, Fused):
         return False
-    own: Any = type(node)
+    cls: Any = type(node)
     try:
-        return steps.step_source(own).differs
+        return steps.step_source(cls).differs
     except steps.NoStepError:
         return True
 
@@ -137,21 +137,21 @@ def _replay(
             outputs.append(run(x, call.single_step))
         length = sum(1 if call.single_step else len(call.x) for call in calls)
         potentials = _by_step(noted, length, calls[0])
-        found = _potentials(node.surrogate_function, potentials, scale)
-        found.inputs = calls[0].x.shape[0 if calls[0].single_step else 1]
+        result = _potentials(node.surrogate_function, potentials, scale)
+        result.inputs = calls[0].x.shape[0 if calls[0].single_step else 1]
         differing = [_unlike(out, call.spikes) for out, call in zip(outputs, calls, strict=True)]
-        found.unlike = float(torch.stack(differing).mean())
-        _gradients(found, potentials, inputs, outputs, calls)
-    return found
+        result.unlike = float(torch.stack(differing).mean())
+        _gradients(result, potentials, inputs, outputs, calls)
+    return result
 
 
-def _unlike(found: Tensor, expected: Tensor) -> Tensor:
+def _unlike(outputs: Tensor, expected: Tensor) -> Tensor:
     """The share of outputs that differ by more than rounding."""
-    return (~found.isclose(expected, rtol=1e-3, atol=1e-3, equal_nan=True)).double().mean()
+    return (~outputs.isclose(expected, rtol=1e-3, atol=1e-3, equal_nan=True)).double().mean()
 
 
 def _by_step(noted: list[Tensor], length: int, call: Call) -> list[Tensor]:
-    """One potential for each time step, or the whole sequence as one where the neuron fires all steps at once."""
+    """The potentials of each time step; those of the whole sequence in one tensor if all steps fire at once."""
     if not noted:
         raise ValueError("it does not fire by its surrogate_function")
     if len(noted) % length == 0:
@@ -166,28 +166,28 @@ def _potentials(function: Any, potentials: list[Tensor], scale: float) -> Replay
     with torch.no_grad():
         u = torch.cat([potential.detach().flatten() for potential in potentials]).float()
         u = u[u.isfinite()]
-    found = Replay(values=len(u), scale=scale)
+    result = Replay(values=len(u), scale=scale)
     if not len(u):
-        return found
+        return result
     slopes = surrogate_slope(function, u)
     peak = max(float(surrogate_slope(function, _grid(u)).max()), float(slopes.max()))
     u = u / scale
-    found.covered = float((slopes > COVERED_FROM * peak).double().mean()) if peak > 0 else 0.0
-    found.counts = [int(count) for count in torch.histc(u, BINS, -RANGE, RANGE)]
-    found.below, found.above = int((u < -RANGE).sum()), int((u > RANGE).sum())
-    found.near = float((u.abs() <= 1).double().mean())
-    found.distance = float(u[:: 1 + len(u) // MEDIAN_OF].abs().median())
-    return found
+    result.covered = float((slopes > COVERED_FROM * peak).double().mean()) if peak > 0 else 0.0
+    result.counts = [int(count) for count in torch.histc(u, BINS, -RANGE, RANGE)]
+    result.below, result.above = int((u < -RANGE).sum()), int((u > RANGE).sum())
+    result.near = float((u.abs() <= 1).double().mean())
+    result.distance = float(u[:: 1 + len(u) // MEDIAN_OF].abs().median())
+    return result
 
 
 def _grid(u: Tensor) -> Tensor:
-    """Where a surrogate's gradient may have its peak: around 0, however narrow it is."""
+    """Points around 0 among which a surrogate's gradient has its peak, even if it is narrow."""
     near = torch.logspace(-6, 1, 400, device=u.device)
     return torch.cat([-near, near.new_zeros(1), near])
 
 
 def surrogate_slope(function: Any, u: Tensor) -> Tensor:
-    """The magnitude of the surrogate's derivative at each u; 0 where it has none."""
+    """The magnitude of the surrogate's derivative at each u; 0 if the surrogate has no derivative."""
     with torch.enable_grad():
         u = u.detach().clone().requires_grad_()
         spikes = function(u)
@@ -198,9 +198,9 @@ def surrogate_slope(function: Any, u: Tensor) -> Tensor:
 
 
 def _gradients(
-    found: Replay, potentials: list[Tensor], inputs: list[Tensor], outputs: list[Tensor], calls: list[Call]
+    result: Replay, potentials: list[Tensor], inputs: list[Tensor], outputs: list[Tensor], calls: list[Call]
 ) -> None:
-    """The temporal gradient by lag, and that of the loss by time step, as means of magnitudes."""
+    """Fill in the temporal gradient by lag and the gradient of the loss by time step, as means of magnitudes."""
     last = potentials[-1]
     stepwise = len(potentials) == sum(1 if call.single_step else len(call.x) for call in calls)
     with _gradients_of(potentials) as seen:
@@ -208,9 +208,9 @@ def _gradients(
             last.sum().backward(inputs=inputs, retain_graph=True)
             firing = _firing(outputs, calls)
             temporal = [_mean(seen.get(t), firing) for t in reversed(range(len(potentials)))]
-            # Where an activation is flat, as KLIF's ReLU is at 0, nothing can be told of what passes through time.
+            # Where an activation is flat, as KLIF's ReLU is at 0, the gradient that passes through time is unknown.
             is_flat = not any(temporal[1:]) and not any(x.grad is not None and x.grad.any() for x in inputs)
-            found.temporal = None if is_flat else temporal
+            result.temporal = None if is_flat else temporal
         pairs = [(o, c.gradient) for o, c in zip(outputs, calls, strict=True) if c.gradient is not None]
         pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
         if pairs:
@@ -219,13 +219,13 @@ def _gradients(
             values = [seen.get(t) for t in range(len(potentials))]
             if not stepwise:
                 values = [None] * len(calls[0].x) if values[0] is None else list(values[0])
-            found.gradient = [_mean(value) for value in values]
+            result.gradient = [_mean(value) for value in values]
 
 
 def _firing(outputs: list[Tensor], calls: list[Call]) -> Tensor:
-    """Which neurons fire at all, of each input; all where none does.
+    """A mask of the neurons that fire at least once, for each input; of all neurons if none fires.
 
-    A neuron that never fires is a plain leak, whose gradient says nothing of those that pass through resets.
+    A neuron that never fires only leaks, so its gradient says nothing about gradients that pass through resets.
     """
     fires = [
         (out if call.single_step else out.abs().amax(0)).detach() != 0 for out, call in zip(outputs, calls, strict=True)
@@ -234,20 +234,20 @@ def _firing(outputs: list[Tensor], calls: list[Call]) -> Tensor:
     return firing if firing.any() else torch.ones_like(firing)
 
 
-def _mean(gradient: Tensor | None, of: Tensor | None = None) -> float:
+def _mean(gradient: Tensor | None, mask: Tensor | None = None) -> float:
     """The mean magnitude, of some elements or of all."""
     if gradient is None:
         return 0.0
     magnitude = gradient.abs().double()
-    return float(magnitude.mean() if of is None else magnitude[of].mean())
+    return float(magnitude.mean() if mask is None else magnitude[mask].mean())
 
 
 @contextmanager
 def _gradients_of(potentials: list[Tensor]) -> Iterator[dict[int, Tensor]]:
-    """The gradients with respect to each potential that a backward pass then computes, by position.
+    """Collects, by position, the gradient with respect to each potential in a backward pass within the block.
 
-    Where a neuron fires by ``surrogate_function(v - threshold)``, its reset uses v as well. So v's gradient is the
-    whole one, and the argument's is of the spike alone.
+    If a neuron fires by ``surrogate_function(v - threshold)``, its reset uses v as well. So the gradient with respect
+    to v is collected; the gradient with respect to the argument would be that of the spike alone.
     """
     seen: dict[int, Tensor] = {}
 
@@ -274,14 +274,14 @@ def _gradients_of(potentials: list[Tensor]) -> Iterator[dict[int, Tensor]]:
 
 
 def _twin(node: Any, noted: list[Tensor]) -> Any:
-    """A neuron of the node's own class whose states and sub-modules are its own and whose potentials are noted."""
+    """A twin of the node, of its unfused class, which has its own states and sub-modules and notes its potentials."""
     twin: Any = object.__new__(own_class(node))
     twin.__dict__.update(node.__dict__, _memories=dict(getattr(node, "_memories", {})))
     twin._buffers = copy.deepcopy(node._buffers)
     twin._modules = {
         name: copy.deepcopy(module) for name, module in node._modules.items() if name != "surrogate_function"
     }
-    # In evaluation mode SpikingJelly 0.0.0.0.14's IF and LIF compare without their surrogate function.
+    # In evaluation mode, IF and LIF of SpikingJelly 0.0.0.0.14 fire without their surrogate function.
     twin.__dict__.update(surrogate_function=_Noting(node.surrogate_function, noted), training=True)
     for name in ("store_v_seq", "_store_v_seq", "store_state_seqs", "_store_state_seqs"):
         if name in twin.__dict__:
@@ -290,15 +290,15 @@ def _twin(node: Any, noted: list[Tensor]) -> Any:
 
 
 def _our_run(twin: Any, node: Any) -> Run:
-    """One of our neurons, by its equations."""
+    """A function that runs one of our neurons by its equations."""
     twin.__dict__.update(_backend="torch", keep_state=True, _sequence=type(node._sequence)())
     return lambda x, single: twin.single_step_forward(x) if single else twin.multi_step_forward(x)
 
 
 def _equations_run(twin: Any, node: Any) -> Run:
-    """SpikingJelly's neuron, or a user's, by its single step."""
-    own: Any = type(twin)
-    twin.__class__ = fused_class(own)
+    """A function that runs SpikingJelly's neuron, or a user's, by the equations of its single step."""
+    cls: Any = type(twin)
+    twin.__class__ = fused_class(cls)
     names = node._fused_states if isinstance(node, Fused) else steps.state_names(node)
     twin.__dict__.update(_fused_backend="torch", _fused_keep_state=True, _fused_states=names)
 
@@ -310,12 +310,12 @@ def _equations_run(twin: Any, node: Any) -> Run:
 
 
 def _own_run(twin: Any, node: Any) -> Run:
-    """A neuron as it runs itself."""
+    """A function that runs a neuron by its own ``forward``."""
     return lambda x, single: twin.forward(x)
 
 
 def threshold_scale(threshold: Any) -> float:
-    """The threshold as one positive number in which potentials are measured; 1 where there is none."""
+    """The threshold as one positive number, which is the unit of potentials; 1 if there is no such threshold."""
     value = float(threshold.detach().abs().mean()) if isinstance(threshold, Tensor) else threshold
     if isinstance(value, int | float) and math.isfinite(value) and value > 0:
         return float(value)

@@ -1,4 +1,4 @@
-"""What an inspection found: of each layer, and of the network; as JSON and back, as a page, and beside another one."""
+"""The results of an inspection, for each layer and for the network. They become JSON and back, and a page."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TINY = 1e-30
 """Below this a gradient in float32 loses its digits."""
 
 FORMAT = 1
-"""Of ``inspection.json``."""
+"""The version of the format of ``inspection.json``."""
 
 
 @dataclass(frozen=True)
 class Potential:
     """The potentials before firing of a sample of inputs, measured from the threshold: ``u = v - v_threshold``.
 
-    :param threshold: the scale: the threshold, or its mean where it has several values; 1 where it has none
+    :param threshold: the unit: the threshold, or its mean if it has several values; 1 if there is none
     :param counts: histogram over u / threshold from ``low`` to ``high`` in equal bins
     :param below: potentials below the histogram
     :param above: potentials above it
@@ -32,7 +32,7 @@ class Potential:
     :param near: share of potentials within one threshold of the threshold
     :param distance: median of abs(u) / threshold
     :param values: how many potentials were seen
-    :param inputs: of how many inputs
+    :param inputs: how many inputs they belong to
     """
 
     threshold: float
@@ -55,19 +55,19 @@ class LayerInspection:
     :param name: as in ``named_modules``, without a final ``.neuron``
     :param neuron: its class
     :param steps: T
-    :param shape: of a step, without the batch dimension
-    :param inputs: how many inputs its rates are of
+    :param shape: the shape of a step, without the batch dimension
+    :param inputs: the number of inputs that the rates are taken over
     :param rate: spikes per neuron and time step
     :param rate_by_step: the same at each time step
-    :param rate_by_channel: the same of each channel, which is the first dimension of ``shape``
+    :param rate_by_channel: the same for each channel, which is the first dimension of ``shape``
     :param rate_histogram: how many neurons have a rate within each of 20 equal bins from 0 to 1
     :param never: share of neurons that never fire
     :param always: share of neurons that fire at every step of every input
-    :param potential: None where the neuron's class does not show it; ``notes`` say why
+    :param potential: the potentials before firing; None if they could not be seen, and ``notes`` say why
     :param temporal: by time lag, the mean over the neurons that fire of abs(du[T] / du[T - lag])
     :param gradient: by time step, the mean over neurons of abs(dL / du[t]), None without a loss
-    :param reached: whether the loss has any gradient with respect to its spikes, in the whole batch; None as above
-    :param parameters: what it learns
+    :param reached: whether the loss has any gradient with respect to its spikes, in the whole batch; None if no loss
+    :param parameters: the parameters of the neuron and its surrogate function, by name
     :param input_changes: whether its input ever changes over time
     :param after_spikes: whether there are spiking layers before it
     :param integrates_only: whether its threshold is infinite, so that it is meant never to fire
@@ -97,9 +97,9 @@ class LayerInspection:
 
     @property
     def fall(self) -> float:
-        """By what factor the temporal gradient falls with every time step back: the geometric mean over all lags.
+        """The factor by which the temporal gradient falls with each time step back, a geometric mean over all lags.
 
-        Lags where it is nearly too small for a float do not count.
+        Lags at which the gradient is almost too small for float32 do not count.
         """
         if self.temporal is None or len(self.temporal) < 2:
             return math.nan
@@ -114,11 +114,11 @@ class Inspection:
     :param title: what was inspected
     :param network: the network's class
     :param inputs: how many inputs were seen
-    :param batches: in how many batches
+    :param batches: how many batches these inputs came in
     :param layers: the spiking layers, by name, in the order in which they ran
     :param findings: what is wrong; empty for a healthy network
     :param thresholds: the limits of the findings
-    :param operations: synaptic operations and energy; None where none were counted, and ``notes`` say why
+    :param operations: synaptic operations and energy; None if none were counted, and ``notes`` say why
     :param notes: what was sampled and how, and what could not be seen
     """
 
@@ -133,32 +133,32 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; JSON has null for what is not finite."""
+        """The inspection as plain values, for JSON. A number that is not finite becomes None."""
         return {"klif_sj_inspection": FORMAT, **_plain(asdict(self))}
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``inspection.html`` and ``inspection.json`` into a folder, which is made; returns the page.
+        """Write ``inspection.html`` and ``inspection.json`` into a folder, which is created; returns the page's path.
 
         :raises ImportError: without matplotlib
         """
         return save_side_by_side([self], folder)
 
     def compare(self, other: Inspection) -> Comparison:
-        """The two side by side, such as a network before and after a swap."""
+        """This inspection and another one side by side, such as those of a network before and after a swap."""
         return Comparison((self, other))
 
     @classmethod
     def load(cls, path: str | Path) -> Inspection:
         """The inspection in a file ``inspection.json``, or in the folder that holds it.
 
-        :raises FileNotFoundError: where there is none
-        :raises ValueError: for a file that holds none, or several
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: for a file that does not hold exactly one inspection
         """
         path = Path(path)
-        found = load_all(path)
-        if len(found) != 1:
-            raise ValueError(f"expected one inspection in {path}, got {len(found)}")
-        return found[0]
+        inspections = load_all(path)
+        if len(inspections) != 1:
+            raise ValueError(f"expected one inspection in {path}, got {len(inspections)}")
+        return inspections[0]
 
     def __str__(self) -> str:
         return as_text([self])
@@ -171,7 +171,7 @@ class Comparison:
     inspections: tuple[Inspection, ...]
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``inspection.html`` and ``inspection.json`` of all into a folder, which is made; returns the page."""
+        """Write one ``inspection.html`` and one ``inspection.json`` for all of them; see :meth:`Inspection.save`."""
         return save_side_by_side(self.inspections, folder)
 
     def __str__(self) -> str:
@@ -179,7 +179,7 @@ class Comparison:
 
 
 def save_side_by_side(inspections: Sequence[Inspection], folder: str | Path) -> Path:
-    """Write the page and the figures of some inspections into a folder; returns the page."""
+    """Write the page and the figures of some inspections into a folder; returns the page's path."""
     try:
         from .html_page import page
     except ModuleNotFoundError as error:
@@ -189,9 +189,9 @@ def save_side_by_side(inspections: Sequence[Inspection], folder: str | Path) -> 
     folder = Path(folder)
     text = page(inspections)
     folder.mkdir(parents=True, exist_ok=True)
-    found = [inspection.to_dict() for inspection in inspections]
-    whole = found[0] if len(found) == 1 else {"klif_sj_inspection": FORMAT, "inspections": found}
-    (folder / "inspection.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    contents = [inspection.to_dict() for inspection in inspections]
+    content = contents[0] if len(contents) == 1 else {"klif_sj_inspection": FORMAT, "inspections": contents}
+    (folder / "inspection.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     (folder / "inspection.html").write_text(text)
     return folder / "inspection.html"
 
@@ -202,52 +202,52 @@ def load_all(path: Path) -> list[Inspection]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no inspection {path}")
     try:
-        told = json.loads(path.read_text())
-        if told["klif_sj_inspection"] != FORMAT:
-            raise ValueError(f"format {told['klif_sj_inspection']}, expected {FORMAT}")
-        return [_from_dict(each) for each in told.get("inspections", [told])]
+        content = json.loads(path.read_text())
+        if content["klif_sj_inspection"] != FORMAT:
+            raise ValueError(f"format {content['klif_sj_inspection']}, expected {FORMAT}")
+        return [_from_dict(inspection) for inspection in content.get("inspections", [content])]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no inspection that klif-sj inspect wrote ({error})") from error
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(element) for element in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _from_dict(told: dict[str, Any]) -> Inspection:
-    layers = {name: _layer_from_dict(each) for name, each in told["layers"].items()}
+def _from_dict(content: dict[str, Any]) -> Inspection:
+    layers = {name: _layer_from_dict(layer) for name, layer in content["layers"].items()}
     findings = []
-    for each in told["findings"]:
-        figures = {name: math.nan if each[name] is None else each[name] for name in ("figure", "threshold")}
-        findings.append(Finding(**{**each, **figures}))
-    operations = told["operations"] and Operations(**told["operations"])
+    for finding in content["findings"]:
+        figures = {name: math.nan if finding[name] is None else finding[name] for name in ("figure", "threshold")}
+        findings.append(Finding(**{**finding, **figures}))
+    operations = content["operations"] and Operations(**content["operations"])
     return Inspection(
-        **{key: told[key] for key in ("title", "network", "inputs", "batches", "notes")},
+        **{key: content[key] for key in ("title", "network", "inputs", "batches", "notes")},
         layers=layers,
         findings=findings,
-        thresholds=Thresholds(**told["thresholds"]),
+        thresholds=Thresholds(**content["thresholds"]),
         operations=operations,
     )
 
 
-def _layer_from_dict(told: dict[str, Any]) -> LayerInspection:
+def _layer_from_dict(content: dict[str, Any]) -> LayerInspection:
     parameters = {}
-    for name, each in told["parameters"].items():
-        bounds = each["bounds"]
+    for name, values in content["parameters"].items():
+        bounds = values["bounds"]
         if bounds is not None:
-            each = {**each, "bounds": (bounds[0], math.inf if bounds[1] is None else bounds[1])}
-        parameters[name] = LearnedParameter(**each)
+            values = {**values, "bounds": (bounds[0], math.inf if bounds[1] is None else bounds[1])}
+        parameters[name] = LearnedParameter(**values)
     return LayerInspection(
         **{
-            **told,
-            "shape": tuple(told["shape"]),
-            "potential": told["potential"] and Potential(**told["potential"]),
+            **content,
+            "shape": tuple(content["shape"]),
+            "potential": content["potential"] and Potential(**content["potential"]),
             "parameters": parameters,
         }
     )

@@ -1,4 +1,4 @@
-"""Inspecting whatever spiking networks a program runs, for scripts that stay as they are."""
+"""Inspect all spiking networks that a program runs, without a change of the program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tables import counted
 from .watch import Watch, is_spiking_layer, starts_a_pass
 
 WINDOW = 200
-"""So many passes go into one report, so that it is of the program's end and not of all that it ever did."""
+"""A report covers this many passes, so that it describes the end of the program and not its whole run."""
 
 
 class _Window:
@@ -31,7 +31,7 @@ class _Window:
         self.broken: Finding | None = None
 
     def begin(self) -> None:
-        """A pass begins, so the one before it has ended."""
+        """Begin a pass, and end the one before it."""
         self.end()
         if self.passes == WINDOW:
             self.latest = self.passes, self.watch.results()
@@ -41,19 +41,19 @@ class _Window:
         self.watch.sampling = self.passes == 1 or (torch.is_grad_enabled() and not self.watch.has_gradient)
 
     def end(self) -> None:
-        """The pass has ended, if there was one."""
+        """End the pass, if there is one."""
         broken = self.watch.end_of_pass()
         if broken is not None and self.broken is None:
             self.broken = not_finite_finding(broken, self.total, "its input or its output is not finite")
 
     def results(self) -> tuple[int, dict[str, LayerInspection]]:
-        """The latest full window, or where there is none what there is: how many passes, and the layers."""
+        """The number of passes and the layers of the latest full window, or of the first one if it is not full yet."""
         self.end()
         return self.latest if self.latest[1] else (self.passes, self.watch.results())
 
 
 class inspecting:
-    """Within it, the spiking layers of all networks that run are watched, in the main thread.
+    """Within the block, the spiking layers of all networks that run are watched, in the thread that made this object.
 
     Afterwards :meth:`inspections` says what they did. Layers within ``torch.compile`` are not seen.
     """
@@ -110,12 +110,12 @@ class inspecting:
                 self._window.watch.after(module, inputs[0], output)
 
     def _begin(self) -> None:
-        """A network is called, by nothing that is one."""
+        """A network is called, and no other module calls it."""
         window = self._windows[torch.is_grad_enabled()]
         if window is self._window and window.total and not starts_a_pass(window.watch.layers.values()):
             return
         self._window = window
-        self._busy = True  # a replay calls modules too
+        self._busy = True  # the replay calls modules too, which are not to be watched
         try:
             window.begin()
         finally:
@@ -128,18 +128,20 @@ class inspecting:
         return self._names.get(id(layer), type(layer).__name__).removesuffix(".neuron")
 
     def inspections(self) -> list[Inspection]:
-        """Of the passes with a gradient and of those without, as far as there were any."""
+        """An inspection of the passes with a gradient and one of the passes without, if there were any."""
         self._busy = True
-        found = []
+        inspections = []
         for grad, window in self._windows.items():
             passes, layers = window.results()
             if not layers:
                 continue
             findings = [] if window.broken is None else [window.broken]
             findings += find_all(layers.values(), self.thresholds)
-            what = counted(window.total, "pass", "passes")
-            notes = [f"{what} {'with' if grad else 'without'} a gradient; this is of the latest {passes}."]
+            passes_text = counted(window.total, "pass", "passes")
+            notes = [f"{passes_text} {'with' if grad else 'without'} a gradient; this is of the latest {passes}."]
             inputs = max(layer.inputs for layer in layers.values())
             title = f"{self.title}, {'training' if grad else 'no gradient'}"
-            found.append(Inspection(title, self.title, inputs, passes, layers, findings, self.thresholds, None, notes))
-        return found
+            inspections.append(
+                Inspection(title, self.title, inputs, passes, layers, findings, self.thresholds, None, notes)
+            )
+        return inspections

@@ -1,4 +1,4 @@
-"""What is kept of one spiking layer while passes go by: sums of its step's shape and a few numbers, whatever T."""
+"""The statistics of one spiking layer that are kept between passes: sums of the shape of a step, and a few numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 MOST_STEPS = 4096
-"""Single steps beyond this many, of a net that is never reset, are counted with the last one."""
+"""If a network is never reset, single steps beyond this number are counted with the last one."""
 
 
 class LayerStatistics:
@@ -14,11 +14,11 @@ class LayerStatistics:
 
     def __init__(self) -> None:
         self.inputs = 0
-        """Inputs that were seen: of every pass, its batch size."""
+        """The number of inputs that were seen: the sum of the batch sizes of all passes."""
         self.neurons: tuple[int, ...] = ()
         """The shape of a step without its batch dimension."""
         self.unlike = 0
-        """Calls with steps of another shape, which count for the mean and by step, but not by neuron."""
+        """The number of calls with steps of another shape. They count for the mean rate and the rates by step only."""
         self.input_changes = False
         self._by_neuron = torch.zeros(0)
         self._observations = 0
@@ -28,15 +28,15 @@ class LayerStatistics:
         self._first: Tensor | None = None
 
     def add(self, x_seq: Tensor, spikes: Tensor, first_step: int) -> Tensor:
-        """Take one call in, from time step ``first_step`` on; ``[T, N, *]`` both.
+        """Add one call, which starts at time step ``first_step``. Input and spikes are ``[T, N, *]``.
 
-        :return: whether all values were finite, a tensor, so that nobody waits for a GPU here
+        :return: whether all values were finite; a tensor, so that the CPU does not wait for a GPU here
         """
         if self._signed is None:
             self._signed = bool(spikes.amin() < 0)
         fired = (spikes.abs() if self._signed else spikes).sum(1, dtype=_sum_dtype(spikes))
         by_step = fired.flatten(1).sum(1, dtype=torch.float64)
-        # A current that is repeated without a copy, as that of a static image is, is looked at once.
+        # A current that is repeated without a copy, such as that of a static image, is checked once.
         current = x_seq[:1] if _is_repeated(x_seq) else x_seq
         finite = (current.sum(dtype=_sum_dtype(x_seq)) + by_step.sum()).isfinite()
         self._count(fired, spikes.shape[1])
@@ -63,19 +63,19 @@ class LayerStatistics:
         missing = first_step + len(by_step) - len(self._by_step)
         if missing > 0:
             self._by_step, self._step_observations = (
-                torch.cat([kept.to(by_step.device), torch.zeros(missing, dtype=torch.float64, device=by_step.device)])
-                for kept in (self._by_step, self._step_observations)
+                torch.cat([sums.to(by_step.device), torch.zeros(missing, dtype=torch.float64, device=by_step.device)])
+                for sums in (self._by_step, self._step_observations)
             )
         steps = slice(first_step, first_step + len(by_step))
         self._by_step[steps] += by_step
         self._step_observations[steps] += observations
 
     def _look_for_change(self, x_seq: Tensor, first_step: int) -> None:
-        """Whether the input of a step ever differs from that of the pass's first step."""
+        """Find out whether the input of any step differs from the input of the first step of the pass."""
         if first_step == 0:
             first = x_seq[0]
             self.input_changes = not _is_repeated(x_seq) and any(not torch.equal(first, x) for x in x_seq[1:])
-            # In single-step mode the rest of the pass is yet to come; one input of it is compared.
+            # In single-step mode the other steps of the pass are still to come. One input of the batch is compared.
             self._first = first[:1].clone() if len(x_seq) == 1 else None
         elif self._first is not None and self._first.shape == x_seq[0, :1].shape:
             self.input_changes = not torch.equal(self._first, x_seq[0, :1])
@@ -98,9 +98,9 @@ class LayerStatistics:
         return float(self._by_step.sum() / self._step_observations.sum())
 
     def bytes_held(self) -> int:
-        """The memory of what is kept."""
-        held = (self._by_neuron, self._by_step, self._step_observations, self._first)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+        """The memory that the statistics take, in bytes."""
+        tensors = (self._by_neuron, self._by_step, self._step_observations, self._first)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def _sum_dtype(values: Tensor) -> torch.dtype:

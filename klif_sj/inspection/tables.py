@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "of", "neuron", "T", "rate", "never %", "always %", "cover %", "fall", "gradient")
 PARAMETERS = ("layer", "of", "parameter", "mean", "least", "most", "bounds")
 TEXTS = {"layer", "of", "neuron", "parameter", "bounds"}
-"""The columns that are no numbers."""
+"""The columns that hold text and no numbers."""
 
 WIDTH = 100
 
@@ -26,19 +26,25 @@ Rows = list[tuple[str, ...]]
 
 
 def layer_table(inspections: Sequence[Inspection]) -> Rows:
-    """A head and a row for each layer; of several inspections, the rows of one layer follow each other."""
+    """A head, and a row for each layer. With several inspections, the rows of one layer follow each other."""
     return _without_of([COLUMNS, *(_layer(title, layer) for title, layer in _layers(inspections))], inspections)
 
 
 def parameter_table(inspections: Sequence[Inspection]) -> Rows:
-    """A head and a row for each parameter that is learned; nothing where none is."""
-    found = [
-        (layer.name, title, name, *(f"{value:.4g}" for value in (each.mean, each.low, each.high)), bounds_of(each))
+    """A head, and a row for each parameter that is learned; nothing if no parameter is."""
+    rows = [
+        (
+            layer.name,
+            title,
+            name,
+            *(f"{value:.4g}" for value in (parameter.mean, parameter.low, parameter.high)),
+            bounds_of(parameter),
+        )
         for title, layer in _layers(inspections)
-        for name, each in layer.parameters.items()
-        if each.learned
+        for name, parameter in layer.parameters.items()
+        if parameter.learned
     ]
-    return _without_of([PARAMETERS, *found], inspections) if found else []
+    return _without_of([PARAMETERS, *rows], inspections) if rows else []
 
 
 def _layers(inspections: Sequence[Inspection]) -> Iterator[tuple[str, LayerInspection]]:
@@ -49,7 +55,7 @@ def _layers(inspections: Sequence[Inspection]) -> Iterator[tuple[str, LayerInspe
 
 
 def _without_of(table: Rows, inspections: Sequence[Inspection]) -> Rows:
-    """The column of titles is left out where there is but one."""
+    """The table without the column of titles, if there is only one inspection."""
     return table if len(inspections) > 1 else [(row[0], *row[2:]) for row in table]
 
 
@@ -95,7 +101,7 @@ def plain_text(inspections: Sequence[Inspection]) -> str:
 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console) -> None:
-    """The same for a terminal, by rich."""
+    """Print tables and findings in colour to a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -128,9 +134,9 @@ def _headline(inspection: Inspection) -> str:
     return f"{inspection.title}: {counted(inspection.inputs, 'input')} in {batches}"
 
 
-def counted(number: int, what: str, several: str = "") -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """A number of things: ``1 input``, ``2 inputs``, ``no inputs``."""
-    return f"{number or 'no'} {what if number == 1 else several or what + 's'}"
+    return f"{number or 'no'} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _count(inspection: Inspection) -> str:
@@ -138,18 +144,19 @@ def _count(inspection: Inspection) -> str:
 
 
 def _sentences(group: Sequence[Finding]) -> list[str]:
-    """The findings of one name."""
+    """The findings of one name as lines of text."""
     layers = (f"  {finding.layer}: {finding.text}" for finding in group)
     return [group[0].name, *layers, f"  {group[0].meaning}", f"  What usually helps: {group[0].help}"]
 
 
 def operations_text(inspection: Inspection) -> str:
     """What one input costs, in a sentence."""
-    found = inspection.operations
-    if found is None:
+    operations = inspection.operations
+    if operations is None:
         return ""
     return (
-        f"One input: {found.synaptic_operations:,.0f} synaptic operations, {found.multiply_accumulations:,.0f} "
-        f"multiply-accumulations; {1e6 * (found.compute_energy + found.memory_energy):.3g} µJ by SpikingJelly's "
-        f"estimate for 45 nm, of which {1e6 * found.memory_energy:.3g} µJ is memory access."
+        f"One input: {operations.synaptic_operations:,.0f} synaptic operations, "
+        f"{operations.multiply_accumulations:,.0f} multiply-accumulations; "
+        f"{1e6 * (operations.compute_energy + operations.memory_energy):.3g} µJ by SpikingJelly's estimate for 45 nm, "
+        f"of which {1e6 * operations.memory_energy:.3g} µJ is memory access."
     )

@@ -1,4 +1,4 @@
-"""Watching spiking layers as passes go by: rates of all of it, and a sample of one pass to be replayed."""
+"""Watch spiking layers while a network runs: the spikes of all passes are counted, and a sample of one is replayed."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from .statistics import MOST_STEPS, LayerStatistics
 
 RATE_BINS = 20
 UNLIKE = 1e-3
-"""The share of spikes from which on equations and layer are said to differ."""
+"""A note says so if equations and layer differ in more than this share of the spikes."""
 
 ENOUGH = 4096
-"""So many potentials are sampled of a layer even where they are most of the batch's."""
+"""This many potentials of a layer are sampled even if they are most of the potentials of the batch."""
 
 STEPS_EXPECTED = 8
-"""In single-step mode nobody knows T beforehand: the size of the sample takes it to be this."""
+"""In single-step mode T is not known beforehand. The size of the sample is chosen for this T."""
 
 
 def is_spiking_layer(module: nn.Module) -> bool:
-    """Whether a module is a spiking neuron: SpikingJelly's, ours, or one with a charge as they have."""
+    """Whether a module is a spiking neuron: SpikingJelly's, ours, or another one that charges as they do."""
     return is_spiking_class(own_class(module))
 
 
 def is_spiking_class(cls: type) -> bool:
-    """The same for a class."""
+    """Whether a class is one of spiking neurons; see :func:`is_spiking_layer`."""
     return steps.is_neuron(cls) and not any("NonSpiking" in base.__name__ for base in cls.__mro__)
 
 
 def spiking_layers_of(net: nn.Module) -> dict[str, nn.Module]:
-    """The spiking layers of a network by name, without a final ``.neuron``; each once, and none within another."""
-    found: dict[str, nn.Module] = {}
-    within: tuple[str, ...] = ()
+    """The spiking layers of a network by name, without a final ``.neuron``. A layer within another one is left out."""
+    layers: dict[str, nn.Module] = {}
+    prefixes: tuple[str, ...] = ()
     for path, module in net.named_modules():
-        if is_spiking_layer(module) and not path.startswith(within or ("\0",)):
-            found[path.removesuffix(".neuron") or type(module).__name__] = module
-            within += (f"{path}.",)
-    return found
+        if is_spiking_layer(module) and not path.startswith(prefixes or ("\0",)):
+            layers[path.removesuffix(".neuron") or type(module).__name__] = module
+            prefixes += (f"{path}.",)
+    return layers
 
 
 class Layer:
-    """One spiking layer as it is watched."""
+    """One spiking layer that is watched."""
 
     def __init__(self, name: str, node: nn.Module) -> None:
         self.name, self.node = name, node
@@ -68,7 +68,7 @@ class Layer:
         self._closed = False
 
     def before(self) -> None:
-        """Note what the call that begins starts from; ``after`` knows the input."""
+        """Note the states from which a call starts; only ``after`` gets the input of the call."""
         memories: dict[str, Any] = getattr(self.node, "_memories", {})
         single = _is_single_step(self.node)
         fresh = not single or _is_reset(memories, getattr(self.node, "_memories_rv", {}))
@@ -77,10 +77,10 @@ class Layer:
         self._begun = step, dict(memories) if step == 0 else None, carried
 
     def after(self, x: Tensor, spikes: Tensor, sampled: int) -> Tensor:
-        """Take a call in.
+        """Add a finished call.
 
-        :param sampled: how many potentials are to be sampled of this pass; 0 for none
-        :return: whether all was finite
+        :param sampled: how many potentials of this pass are to be sampled; 0 for none
+        :return: whether all values were finite, as a tensor
         """
         step, states, carried = self._begun
         self._begun = (0, None, False)
@@ -133,7 +133,7 @@ class Layer:
             spikes.register_hook(keep)
 
     def replay(self) -> None:
-        """Look at the potentials and gradients of what was sampled, which is then let go."""
+        """Replay the sample for its potentials and gradients, and delete it."""
         calls, self.calls, self._closed = self.calls, [], False
         if not calls:
             return
@@ -142,7 +142,7 @@ class Layer:
             return
         try:
             self.replayed = replay(self.node, self._parameters, calls, threshold_scale(effective_threshold(self.node)))
-        except Exception as error:  # of the neuron's own code, which is not meant to run like this
+        except Exception as error:  # the neuron's own code is not meant to run like this
             self._note(f"no potentials: {type(error).__name__}: {error}")
             return
         if self.replayed.unlike > UNLIKE:
@@ -156,15 +156,22 @@ class Layer:
             self.notes.append(text)
 
     def result(self, is_first: bool) -> LayerInspection:
-        """What was found."""
-        statistics, found = self.statistics, self.replayed
+        """What was found about the layer."""
+        statistics, replayed = self.statistics, self.replayed
         rates = statistics.rate_by_neuron()
         if statistics.unlike:
             self._note(f"{statistics.unlike} calls had steps of another shape: rates by neuron leave them out")
         potential = None
-        if found is not None and found.values:
-            figures = (found.counts, found.below, found.above, found.covered, found.near, found.distance)
-            potential = Potential(found.scale, -RANGE, RANGE, *figures, found.values, found.inputs)
+        if replayed is not None and replayed.values:
+            figures = (
+                replayed.counts,
+                replayed.below,
+                replayed.above,
+                replayed.covered,
+                replayed.near,
+                replayed.distance,
+            )
+            potential = Potential(replayed.scale, -RANGE, RANGE, *figures, replayed.values, replayed.inputs)
         threshold = effective_threshold(self.node)
         return LayerInspection(
             name=self.name,
@@ -179,8 +186,8 @@ class Layer:
             never=float((rates == 0).double().mean()),
             always=float((rates >= 1).double().mean()),
             potential=potential,
-            temporal=None if found is None else found.temporal,
-            gradient=None if found is None else found.gradient,
+            temporal=None if replayed is None else replayed.temporal,
+            gradient=None if replayed is None else replayed.gradient,
             reached=None if self.reached is None else bool(self.reached),
             parameters=learned_parameters(self.node),
             input_changes=statistics.input_changes,
@@ -191,9 +198,9 @@ class Layer:
 
 
 class Watch:
-    """Watches layers, whichever they are, in the order in which they first run.
+    """Watches any spiking layers, and keeps them in the order in which they first run.
 
-    :param values: how many potentials of a layer are sampled of a pass that is
+    :param values: how many potentials of each layer are sampled in a pass of which a sample is taken
     """
 
     def __init__(self, values: int) -> None:
@@ -201,7 +208,7 @@ class Watch:
         self.layers: dict[int, Layer] = {}
         self.sampling = False
         self.not_finite: dict[str, Tensor] = {}
-        """Of the pass under way, in the order of calls: by layer, whether anything was not finite."""
+        """For each layer of the current pass, in the order of calls, whether any value was not finite."""
         self._made_by: dict[Any, str] = {}
 
     def before(self, name: str, node: nn.Module) -> None:
@@ -212,9 +219,11 @@ class Watch:
         layer.before()
 
     def _unused(self, name: str) -> str:
-        """The name, with a number where another layer has it: a script may run several networks."""
+        """The name, with a number if another layer has the name already, as a script may run several networks."""
         taken = {layer.name for layer in self.layers.values()}
-        return next(each for each in chain([name], (f"{name} #{n}" for n in count(2))) if each not in taken)
+        return next(
+            candidate for candidate in chain([name], (f"{name} #{n}" for n in count(2))) if candidate not in taken
+        )
 
     def after(self, node: nn.Module, x: Any, spikes: Any) -> None:
         """A layer was called."""
@@ -231,7 +240,7 @@ class Watch:
             self._made_by[spikes.grad_fn] = layer.name
 
     def _comes_from_spikes(self, x: Tensor) -> bool:
-        """Whether there is a spiking layer before this input, by the graph of the pass."""
+        """Whether this input comes from a spiking layer, according to the autograd graph of the pass."""
         if not self._made_by:
             return False
         seen, ahead = set(), [x.grad_fn]
@@ -245,9 +254,9 @@ class Watch:
         return False
 
     def end_of_pass(self, had_loss: bool = False) -> str | None:
-        """Replay what was sampled of the pass; returns the first layer with NaN or infinite values, if any.
+        """Replay the sample of the pass; returns the name of the first layer with NaN or infinite values, if any.
 
-        :param had_loss: whether it was run backward, in case that no gradient has reached any layer
+        :param had_loss: whether the pass was run backward, which cannot be seen here if no gradient reached any layer
         """
         flags, self.not_finite = self.not_finite, {}
         if self.sampling:
@@ -264,21 +273,21 @@ class Watch:
 
     @property
     def has_gradient(self) -> bool:
-        """Whether a gradient of a loss has reached what was sampled and replayed."""
+        """Whether the gradient of a loss has reached a layer whose sample was replayed."""
         return any(layer.replayed is not None and layer.replayed.gradient for layer in self.layers.values())
 
     def results(self) -> dict[str, LayerInspection]:
-        """By name, what was found of the layers that ran."""
+        """What was found about each layer that ran, by name."""
         ran = [layer for layer in self.layers.values() if layer.statistics.steps]
         return {layer.name: layer.result(position == 0) for position, layer in enumerate(ran)}
 
     def bytes_held(self) -> int:
-        """The memory of what is kept between passes."""
+        """The memory that is held between passes, in bytes."""
         return sum(layer.statistics.bytes_held() for layer in self.layers.values())
 
     @contextmanager
     def attached(self, layers: dict[str, nn.Module]) -> Iterator[None]:
-        """Watches these layers, by name, within it."""
+        """Watch these layers, which are given by name, within the block."""
         handles = []
         for name, node in layers.items():
             handles.append(node.register_forward_pre_hook(lambda node, _, name=name: self.before(name, node)))
@@ -294,7 +303,7 @@ class Watch:
 
 
 def starts_a_pass(layers: Iterable[Layer]) -> bool:
-    """Whether a call of a network with these layers begins a pass: none goes on with a sequence of single steps."""
+    """Whether a call of a network begins a pass, so that none of its layers continues a sequence of single steps."""
     return all(
         not _is_single_step(layer.node) or _is_reset(layer.node._memories, layer.node._memories_rv)  # type: ignore[arg-type]
         for layer in layers

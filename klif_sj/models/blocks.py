@@ -1,7 +1,7 @@
-"""What the networks are built of: convolutions, fully connected layers, residual blocks, outputs.
+"""The networks are built of these parts: convolutions, fully connected layers, residual blocks and readouts.
 
-All of it is in multi-step mode, over sequences ``[T, N, ...]``. Batch normalisation takes its statistics over time and
-batch. A convolution or fully connected layer that a normalisation follows has no bias, as it would be subtracted again.
+All parts run in multi-step mode, over sequences ``[T, N, ...]``. Batch normalisation takes its statistics over time and
+batch. A convolution or fully connected layer before a normalisation has no bias, as it would be subtracted again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 DROPOUT = 0.5
-"""Before every fully connected layer of the KLIF paper's networks."""
+"""The rate of the dropout before every fully connected layer of the KLIF paper's networks."""
 
 
 def scaled(size: int, width: float) -> int:
     """A layer's channels or features for a factor ``width`` on the published ``size``.
 
-    :raises ValueError: where none would be left
+    :raises ValueError: if none would be left
     """
     narrowed = round(size * check_positive("width", width))
     if narrowed < 1:
@@ -67,7 +67,7 @@ def normalisation(channels: int, scale: float = 1.0) -> nn.BatchNorm2d:
 
 
 def spiking_convolution(in_channels: int, out_channels: int, neuron: NeuronFactory, dropout: float = 0) -> nn.Module:
-    """nC3: a 3x3 convolution, BN and spiking neurons; then dropout where its rate is not 0."""
+    """nC3: a 3x3 convolution, BN and spiking neurons, followed by dropout if its rate is not 0."""
     layers = {
         "conv": convolution(in_channels, out_channels),
         "norm": normalisation(out_channels),
@@ -84,10 +84,11 @@ def spiking_linear(in_features: int, features: int, neuron: NeuronFactory) -> nn
 
 
 def spiking_from_the_start(linear: nn.Linear) -> None:
-    """Initial weights that make the neurons of a fully connected layer fire: He's normal distribution for the fan-in.
+    """Give a fully connected layer weights with which its neurons fire: He's normal distribution for the fan-in.
 
-    No normalisation raises its current. With torch's own initial weights, a sixth of these in variance, hardly any
-    neuron fires at first; and where none does, the next layer's potential is 0, where KLIF's ReLU stops all gradients.
+    No normalisation raises the current of this layer. torch's own initial weights have a sixth of this variance, so
+    that hardly any neuron fires at first. If none fires, the potential of the next layer is 0, where KLIF's ReLU stops
+    all gradients.
     """
     nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
 
@@ -170,9 +171,9 @@ class VotingReadout(VotingDecoder):
 
 
 def klif_head(in_features: int, classes: int, neuron: NeuronFactory, coding: bool) -> tuple[dict[str, nn.Module], str]:
-    """The end of the KLIF paper's networks, layers and notation: its voting decoder, or without coding a plain readout.
+    """The last layers of the KLIF paper's networks, and their notation.
 
-    Dropout precedes either.
+    With coding, dropout and the paper's voting decoder are the last layers; without, dropout and a linear readout.
     """
     dropout = {"dropout": layer.Dropout(DROPOUT, step_mode="m")}
     if not coding:
@@ -203,7 +204,7 @@ def linear_readout(in_features: int, classes: int, *, bias: bool = True, std: fl
 
 
 def he_initialise(network: nn.Module) -> None:
-    """Initial weights of all convolutions: He's normal distribution for the fan-out."""
+    """Give all convolutions initial weights from He's normal distribution for the fan-out."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -26,16 +26,16 @@ class CodedConvNet(SpikingNetwork):
     """``(cC3+cC3+cC3)(enc) - [nC3-...-MP2] - ... - hFC - (10 neurons a class FC-AP10)(dec)``.
 
     nC3 is a 3x3 convolution with n channels, BN and spiking neurons; MP2 a 2x2 max pooling; hFC a fully connected layer
-    of h spiking neurons. Dropout (0.5) precedes every fully connected layer. Left open by the paper and chosen here:
+    of h spiking neurons. Dropout (0.5) precedes every fully connected layer. The paper leaves two details open: here,
     convolutions keep the image's size (padding 1), and no layer has a bias.
 
     :param neuron: class or factory of the neuron
     :param time_steps: T, how often a static image is shown
     :param in_channels: channels of the image
     :param image_size: height and width of the image, in pixels
-    :param encoder_channels: c
+    :param encoder_channels: c, the channels of each convolution of the encoder
     :param blocks: the channels of each block's convolutions; a block ends in MP2
-    :param hidden: h
+    :param hidden: h, the features of the fully connected layer
     :param classes: number of classes
 
     Shape: image ``[N, in_channels, H, W]`` or frames ``[T, N, in_channels, H, W]`` to firing rates ``[N, classes]``.
@@ -85,7 +85,7 @@ TABLE_1 = {
     "klif-cifar10-dvs": Row(128, ((128,),) * 3, 512),
     "klif-dvs-gesture": Row(128, ((128,),) * 4, 512),
 }
-"""The paper's networks; klif-mnist is that of MNIST, Fashion-MNIST and N-MNIST."""
+"""The paper's networks; klif-mnist is the network for MNIST, Fashion-MNIST and N-MNIST."""
 
 
 def table_1_network(

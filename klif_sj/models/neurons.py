@@ -19,7 +19,7 @@ __all__ = ["NEURONS", "neuron_factory", "spiking_layers"]
 
 
 def lif(time_steps: int, backend: str = "auto", **options: Any) -> NeuronFactory:
-    """SpikingJelly's own LIFNode, with the surrogate that KLIF uses; fused, unless the backend is ``'torch'``."""
+    """A factory of SpikingJelly's LIFNode with KLIF's surrogate, fused unless the backend is ``'torch'``."""
 
     def build() -> nn.Module:
         node = LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
@@ -31,17 +31,17 @@ def lif(time_steps: int, backend: str = "auto", **options: Any) -> NeuronFactory
 
 
 def klif(**variant: Any) -> Callable[..., NeuronFactory]:
-    """A variant of KLIFNode."""
+    """A function that makes factories of a variant of KLIFNode, as in :data:`NEURONS`."""
     return lambda time_steps, **options: partial(KLIFNode, **variant, **options)
 
 
 def clif(time_steps: int, **options: Any) -> NeuronFactory:
-    """CLIFNode with its authors' defaults."""
+    """A factory of CLIFNode with its authors' defaults."""
     return partial(CLIFNode, **options)
 
 
 def glif(time_steps: int, **options: Any) -> NeuronFactory:
-    """The channel-wise GLIFNode, with its authors' defaults."""
+    """A factory of the channel-wise GLIFNode with its authors' defaults."""
     return lambda channels: GLIFNode(time_steps, channels, **options)
 
 
@@ -56,7 +56,7 @@ NEURONS: dict[str, Callable[..., NeuronFactory]] = {
     "clif": clif,
     "glif": glif,
 }
-"""For each name, what makes a factory of that neuron for T time steps and the options that our neurons share."""
+"""For each name, a function of T and of the options that our neurons share, which makes a factory of the neuron."""
 
 ALIASES = {"klif*": "klif-star"}
 
@@ -64,7 +64,7 @@ ALIASES = {"klif*": "klif-star"}
 def canonical_name(name: str) -> str:
     """The name under which a neuron is registered.
 
-    :raises ValueError: for a neuron that is not, suggesting the nearest names
+    :raises ValueError: for an unknown neuron, suggesting the nearest name
     """
     wanted = name.strip().lower()
     wanted = ALIASES.get(wanted, wanted)
@@ -78,8 +78,8 @@ def neuron_factory(name: str, time_steps: int, backend: str = "auto", *, keep_st
     """A factory of the neuron called ``name``.
 
     :param time_steps: T, the length of the sequences that it will see
-    :param backend: ``'auto'``, ``'cpp'``, ``'cupy'`` or ``'torch'``. By ``'torch'``, SpikingJelly's own neurons run as
-        they are; otherwise they are fused (:func:`klif_sj.fuse`).
+    :param backend: ``'auto'``, ``'cpp'``, ``'cupy'`` or ``'torch'``. With ``'torch'``, SpikingJelly's own neurons run
+        as they are; otherwise they are fused (:func:`klif_sj.fuse`).
     :param keep_state: False for a network that is reset after every batch; see :class:`~klif_sj.FusedNode`
     :raises ValueError: for an unknown name
     """

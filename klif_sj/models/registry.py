@@ -17,7 +17,7 @@ from .vgg import vgg11, vgg16
 __all__ = ["NETWORKS", "NetworkBuilder", "build_network", "canonical_network"]
 
 NetworkBuilder = Callable[..., SpikingNetwork]
-"""Builds a network from a neuron, T, and by keyword ``in_channels``, ``image_size``, ``classes``, ``width``."""
+"""Builds a network from a neuron, T, and the keywords ``in_channels``, ``image_size``, ``classes`` and ``width``."""
 
 NETWORKS: dict[str, NetworkBuilder] = {
     **{row: partial(table_1_network, row) for row in TABLE_1},
@@ -34,7 +34,7 @@ NETWORKS: dict[str, NetworkBuilder] = {
 def canonical_network(name: str) -> str:
     """The name under which a network is registered.
 
-    :raises ValueError: for a network that is not, suggesting the nearest name
+    :raises ValueError: for an unknown network, suggesting the nearest name
     """
     wanted = name.strip().lower()
     if wanted in NETWORKS:
@@ -63,12 +63,13 @@ def build_network(
     :param image_size: its height and width in pixels
     :param classes: number of classes
     :param width: factor on the published channels and features
-    :param coding: with or without the KLIF paper's coding layers, for vgg16 and resnet18; None is without
-    :param dropout: rate of the dropout, for vgg11; None leaves the network's own
+    :param coding: whether vgg16 or resnet18 has the KLIF paper's coding layers; None means that it has none
+    :param dropout: rate of the dropout of vgg11; None keeps the network's own
 
     :raises ValueError: for an unknown network, a size below 1, a width that leaves no channel, an image too small for
-        the network, an option that the network does not have
-    :raises TypeError: for a neuron that cannot be called; for resnet18-glif and resnet19, one that tells no threshold
+        the network, or an option that the network does not have
+    :raises TypeError: for a neuron that cannot be called; for resnet18-glif and resnet19, also for a neuron without a
+        number as its threshold
     """
     build = NETWORKS[canonical_network(name)]
     if not callable(neuron):
@@ -86,9 +87,13 @@ def build_network(
     if dropout is not None:
         options["dropout"] = check_dropout(dropout)
     for option, value in options.items():
-        having = [network for network, builder in NETWORKS.items() if option in inspect.signature(builder).parameters]
-        if canonical_network(name) not in having:
-            raise ValueError(f"{option}: expected it for {' or '.join(having)} only, got {value!r} for {name!r}")
+        networks_with_option = [
+            network for network, builder in NETWORKS.items() if option in inspect.signature(builder).parameters
+        ]
+        if canonical_network(name) not in networks_with_option:
+            raise ValueError(
+                f"{option}: expected it for {' or '.join(networks_with_option)} only, got {value!r} for {name!r}"
+            )
     return build(neuron, time_steps, **sizes, width=width, **options)
 
 

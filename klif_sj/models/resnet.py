@@ -26,7 +26,7 @@ from .spiking_network import SpikingNetwork
 __all__ = ["preact_resnet18", "resnet18", "resnet18_glif", "resnet19"]
 
 Stage = tuple[int, int, int]
-"""Channels, number of blocks, stride of the first of them."""
+"""The channels, the number of blocks, and the stride of the first block."""
 
 RESNET18: Sequence[Stage] = ((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2))
 RESNET18_GLIF: Sequence[Stage] = ((64, 2, 1), (128, 2, 1), (256, 2, 2), (512, 2, 2))
@@ -37,7 +37,7 @@ MakeBlock = Callable[[NeuronFactory, int, int, int], ResidualBlock]
 
 
 def basic_block(neuron: NeuronFactory, in_channels: int, channels: int, stride: int) -> ResidualBlock:
-    """ResNet's: both convolutions normalised, the shortcut where it changes shape a normalised 1x1 convolution."""
+    """ResNet's block, with normalised convolutions; a shortcut that changes shape is a normalised 1x1 convolution."""
     shortcut = None
     if stride != 1 or in_channels != channels:
         shortcut = sequence(conv=convolution(in_channels, channels, 1, stride), norm=normalisation(channels))
@@ -52,10 +52,11 @@ def basic_block(neuron: NeuronFactory, in_channels: int, channels: int, stride: 
 
 
 def preact_block(neuron: NeuronFactory, in_channels: int, channels: int, stride: int) -> ResidualBlock:
-    """The CLIF authors' pre-activation block, from the spikes of one activation to those of the next.
+    """The CLIF authors' pre-activation block, cut so that it maps the spikes of one activation to those of the next.
 
-    Theirs begins with normalisation and neurons, whose spikes go to the shortcut as well. Here these belong to the end
-    of the block before, and the first ones to the encoder: the same network, and a static image's are computed once.
+    The authors' block begins with a normalisation and neurons, whose spikes go to the shortcut as well. Here these two
+    are the end of the block before, and the first two are the end of the encoder. The network is the same, and the
+    encoder computes the current of a static image only once.
     """
     shortcut = None
     if stride != 1 or in_channels != channels:
@@ -70,9 +71,9 @@ def preact_block(neuron: NeuronFactory, in_channels: int, channels: int, stride:
 
 
 def threshold_block(neuron: NeuronFactory, in_channels: int, channels: int, stride: int) -> ResidualBlock:
-    """GLIF's: threshold-dependent normalisation (tdBN), also of a shortcut that keeps the shape.
+    """GLIF's block, with threshold-dependent normalisation (tdBN), also of a shortcut that keeps the shape.
 
-    tdBN normalises to the threshold of the neurons that follow; the two branches of a sum have half the variance each.
+    tdBN normalises to the threshold of the neurons that follow. The two branches of a sum get half the variance each.
     """
     inner, joint = make_neuron(neuron, channels), make_neuron(neuron, channels)
     branch = initial_threshold(joint) / math.sqrt(2)
@@ -91,9 +92,9 @@ def threshold_block(neuron: NeuronFactory, in_channels: int, channels: int, stri
 
 
 def initial_threshold(neuron: nn.Module) -> float:
-    """V_th with which a neuron starts; GLIF, which learns it, has it as ``init_v_threshold``.
+    """The threshold with which a neuron starts. GLIF, which learns its threshold, has it as ``init_v_threshold``.
 
-    :raises TypeError: for a neuron that does not say
+    :raises TypeError: for a neuron without such a number
     """
     threshold = getattr(neuron, "init_v_threshold", getattr(neuron, "v_threshold", None))
     if not isinstance(threshold, Real):
@@ -113,7 +114,7 @@ def residual_network(
     head_notation: str,
     input_shape: tuple[int, int, int],
 ) -> SpikingNetwork:
-    """Encoder, stages of residual blocks, average over the image, head."""
+    """A network of an encoder, stages of residual blocks, an average over the image, and a head."""
     layers: dict[str, nn.Module] = {"encoder": encoder}
     notation = [encoder_notation(encoder)]
     in_channels = encoder.norm.num_features
@@ -146,9 +147,10 @@ def resnet18(
 ) -> SpikingNetwork:
     """The ResNet-18 of the KLIF paper's ablation, with or without its coding layers.
 
-    A 3x3 convolution of 64 channels, four stages of two blocks with 64, 128, 256 and 512 channels, the average over the
-    image, dropout, a fully connected layer. With coding layers, the first convolution becomes three in parallel and the
-    last layer ten neurons a class which vote; without, the last layer is linear and has no neurons.
+    It has a 3x3 convolution of 64 channels, four stages of two blocks with 64, 128, 256 and 512 channels, an average
+    over the image, dropout, and a fully connected layer. With coding layers, three parallel convolutions replace the
+    first one, and the last layer has ten neurons for each class, which vote. Without, the last layer is linear and has
+    no neurons.
 
     The paper names the architecture only. These details are our choice; see docs/networks.md.
 
@@ -220,9 +222,10 @@ def resnet19(
 ) -> SpikingNetwork:
     """The ResNet-19 of tdBN, with which GLIF is reported on CIFAR.
 
-    A 3x3 convolution of 128 channels, three, three and two blocks with 128, 256 and 512 channels, the average over the
-    image; then for up to 50 classes two linear layers of 256 and ``classes`` features, for more classes only the
-    second, without neurons or bias. Normalisation depends on the threshold of the neuron (tdBN).
+    It has a 3x3 convolution of 128 channels; three, three and two blocks with 128, 256 and 512 channels; an average
+    over the image; and for up to 50 classes two linear layers, of 256 and ``classes`` features. For more classes it has
+    only the second of these layers. They have no neurons and no bias. Normalisation depends on the threshold of the
+    neuron (tdBN).
 
     :param neuron: class or factory of the neuron, which has a number as ``v_threshold`` or ``init_v_threshold``
     :param time_steps: T, how often a static image is shown
@@ -232,7 +235,7 @@ def resnet19(
     :param width: factor on the published channels and features
 
     :raises ValueError: for a width that leaves no channel
-    :raises TypeError: for a neuron that does not say its threshold
+    :raises TypeError: for a neuron without a number as its threshold
 
     Source: Yao et al., NeurIPS 2022, and the authors' code (``ResNet_19_cifar_CW``); Zheng et al., AAAI 2021.
     """
@@ -247,7 +250,7 @@ def threshold_resnet(
     classes: int,
     width: float,
 ) -> SpikingNetwork:
-    """What GLIF's two networks have in common."""
+    """A ResNet with threshold-dependent normalisation, as both of GLIF's networks are."""
     stages = scaled_stages(published, width)
     encoder = ConvEncoder(input_shape[0], stages[0][0], neuron, time_steps, convolutions=1)
     nn.init.constant_(encoder.norm.weight, initial_threshold(encoder.neuron))

@@ -1,4 +1,4 @@
-"""What every network here is: layers in a row, from an image or frames to one output a class and time step."""
+"""The class of all networks here: layers in a row, from an image or frames to an output per class and time step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["SpikingNetwork"]
 class SpikingNetwork(nn.Sequential):
     """A spiking network that classifies images or sequences of frames.
 
-    Its layers run one after the other, all in multi-step mode. The first takes either a static image, whose first
-    convolution and normalisation are computed once and whose current is repeated for T time steps, or frames, one a
-    time step. The last gives an output for each class at each time step: :meth:`outputs_by_step`. The network's answer
-    is their mean over time.
+    Its layers run one after the other, all in multi-step mode. The first layer takes a static image or frames. For an
+    image, the first convolution and normalisation are computed once, and the current is repeated for T time steps. Of
+    several frames, each time step takes one. The last layer gives an output for each class at each time step
+    (:meth:`outputs_by_step`). The network's answer is the mean of these outputs over time.
 
     The neurons keep their states from call to call, as in every SpikingJelly network: reset them after each batch.
     Neurons with ``keep_state=False`` start every call from their reset values.
 
     :param layers: the layers by name, from input to output
     :param input_shape: channels, height and width of an image or a frame
-    :param notation: the network as a line of text, see docs/networks.md
+    :param notation: the network as a line of text; see docs/networks.md
 
     Shape: images ``[N, C, H, W]`` or frames ``[T, N, C, H, W]`` to ``[N, classes]``.
 

@@ -37,9 +37,9 @@ def vgg16(
 ) -> SpikingNetwork:
     """The VGG-16 of the KLIF paper's ablation, with or without its coding layers.
 
-    Thirteen 3x3 convolutions with BN, five 2x2 max poolings, dropout, a fully connected layer: the usual form for small
-    images. With coding layers, the first convolution becomes three in parallel and the last layer ten neurons a class
-    which vote; without, the last layer is linear and has no neurons.
+    It has thirteen 3x3 convolutions with BN, five 2x2 max poolings, dropout and a fully connected layer, the usual form
+    for small images. With coding layers, three parallel convolutions replace the first one, and the last layer has ten
+    neurons for each class, which vote. Without, the last layer is linear and has no neurons.
 
     The paper names the architecture only. These details are our choice; see docs/networks.md.
 
@@ -83,8 +83,9 @@ def vgg11(
 ) -> SpikingNetwork:
     """The VGG-11 with which CLIF is reported on event cameras.
 
-    Eight 3x3 convolutions with BN, each followed by dropout of its spikes, and five 2x2 average poolings; the last
-    image is averaged to 7 x 7, or stretched where it is smaller, and a linear layer without neurons gives the classes.
+    It has eight 3x3 convolutions with BN, each followed by dropout of its spikes, and five 2x2 average poolings. The
+    last feature map is averaged to 7 x 7, or stretched if it is smaller. A linear layer without neurons gives the
+    classes.
 
     :param neuron: class or factory of the neuron
     :param time_steps: T, how often a static image is shown

@@ -1,1 +1,1 @@
-"""A network's neurons: where it holds them, and which of them are meant."""
+"""Find the neurons of a network, select some of them, and report what was done to them."""

@@ -1,4 +1,4 @@
-"""Where a network holds its neurons, and how to put others there."""
+"""Find the places where a network holds its neurons, and put others there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TORCHS_OWN = frozenset(vars(nn.Module()))
 
 @dataclass(frozen=True)
 class Place:
-    """An entry of a dict or a list that is a neuron, or a tuple with neurons in it."""
+    """An entry of a dict or a list whose value is a neuron, or a tuple with neurons in it."""
 
     holder: MutableMapping[Any, Any] | MutableSequence[Any]
     key: Any
@@ -35,15 +35,15 @@ class Place:
 
 @dataclass
 class Found:
-    """A neuron of a network, once, however many places it is in."""
+    """A neuron of a network. There is one such object for it, however many places refer to it."""
 
     neuron: nn.Module
     reference: torch.Tensor | None
-    """A floating-point tensor whose device and dtype tell the neuron's."""
+    """A floating-point tensor that has the device and the dtype of the neuron."""
     paths: list[str] = field(default_factory=list)
-    """As in ``named_modules``; in a plain list or attribute as one would write it."""
+    """The neuron's paths: as in ``named_modules``, or within a plain list or attribute, as Python code refers to it."""
     registered: list[str] = field(default_factory=list)
-    """Those of the paths that torch knows: under them the neuron is in the state dict."""
+    """The paths that torch knows, under which the neuron is in the state dict."""
 
 
 @dataclass
@@ -53,19 +53,19 @@ class Survey:
     neurons: dict[int, Found] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
     unseen: dict[str, str] = field(default_factory=dict)
-    """What was not looked into, by path, and why."""
+    """By path, why an object was not searched."""
 
     def places_of(self, chosen: Mapping[int, nn.Module]) -> list[tuple[Place, Any]]:
-        """The places that refer to one of the chosen neurons, and what to put there instead."""
+        """The places that refer to a chosen neuron, each with the value to put there."""
         pairs = ((place, _substitute(place.value, chosen)) for place in self.places)
         return [(place, value) for place, value in pairs if value is not place.value]
 
 
 def survey(net: nn.Module, is_neuron: Callable[[nn.Module], bool]) -> Survey:
-    """Look through the registered modules of a network, and the plain attributes, lists, dicts and tuples of each.
+    """Search the registered modules of a network, and the plain attributes, lists, dicts and tuples of each module.
 
-    A neuron in a plain list is found there; another module in it is not looked into, as it may well be one from
-    outside the network, such as its parent.
+    A neuron in a plain attribute or list is found. Any other module there is not searched, as it may come from outside
+    the network, such as a parent of the network.
     """
     result = Survey()
     registered = {id(module) for module in net.modules()}
@@ -73,14 +73,14 @@ def survey(net: nn.Module, is_neuron: Callable[[nn.Module], bool]) -> Survey:
     visited: set[tuple[int, Any]] = set()
 
     def note(path: str, neuron: nn.Module, is_registered: bool) -> None:
-        own = next(_floating_tensors(neuron, recurse=True), None)
-        found = result.neurons.setdefault(id(neuron), Found(neuron, recent if own is None else own))
-        for paths in (found.paths, *([found.registered] if is_registered else [])):
+        own_tensor = next(_floating_tensors(neuron, recurse=True), None)
+        entry = result.neurons.setdefault(id(neuron), Found(neuron, recent if own_tensor is None else own_tensor))
+        for paths in (entry.paths, *([entry.registered] if is_registered else [])):
             if path not in paths:
                 paths.append(path)
 
     def look(holder: Any, key: Any, path: str, depth: int = 0) -> None:
-        """At an entry of a plain attribute; a tuple's own entries have no place, as only the whole can be put."""
+        """Search one entry of ``holder``. A tuple is one place as a whole, because its entries cannot be replaced."""
         value = holder[key]
         neurons = dict(_neurons_within(value, path, is_neuron))
         for where, neuron in neurons.items():

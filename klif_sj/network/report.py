@@ -1,4 +1,4 @@
-"""What a call did to a network's neurons: as a table, as a dict, and to be undone."""
+"""The report of what a call did to a network's neurons: it becomes a table or a dict, and can undo the call."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Row(Protocol):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where it is: more than one path where it is shared."""
+        """The neuron's path in the network, or its several paths if it is shared."""
 
     def details(self) -> Iterable[tuple[str, str]]:
-        """What happened to it, as a word and a text each."""
+        """What happened to the neuron, as pairs of a word and a text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON has it."""
+        """The row as plain values, for JSON."""
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -32,7 +32,7 @@ class Report(Generic[AnyRow]):
 
     rows: tuple[AnyRow, ...]
     left_alone: dict[str, str] = field(default_factory=dict)
-    """Neurons that were left alone, by path, and why."""
+    """By path, why a neuron was left alone."""
     dry_run: bool = False
     _undo: Callable[[], None] | None = field(default=None, repr=False)
 
@@ -48,8 +48,8 @@ class Report(Generic[AnyRow]):
     def undo(self) -> None:
         """Put the neurons back as they were.
 
-        :raises RuntimeError: if there is nothing to undo, or if a neuron has been changed otherwise since; nothing is
-            changed then
+        :raises RuntimeError: if there is nothing to undo, or if something else has changed a neuron since; then nothing
+            is changed
         """
         if self._undo is None:
             raise RuntimeError(f"expected a {self.ACT} to undo, got a dry run or one that has been undone already")
@@ -57,7 +57,7 @@ class Report(Generic[AnyRow]):
         self._undo = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """The report as plain values, for JSON."""
         return {
             "dry_run": self.dry_run,
             "neurons": [row.to_dict() for row in self.rows],
@@ -70,7 +70,7 @@ class Report(Generic[AnyRow]):
         return "\n".join([*lines, *aligned(cells)])
 
     def _groups(self) -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
-        """The paths of neurons to which the same happened, and what did."""
+        """The paths of all neurons to which the same happened, and the details of what happened."""
         groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for row in self.rows:
             groups.setdefault(tuple(row.details()), []).append(" = ".join(row.paths))
@@ -80,11 +80,11 @@ class Report(Generic[AnyRow]):
             yield [path], [("left alone", why)]
 
 
-def count(number: int, what: str) -> str:
-    """How many neurons something happened to."""
-    return f"{number} neuron{'' if number == 1 else 's'} {what}"
+def count(number: int, participle: str) -> str:
+    """A text such as ``2 neurons fused``."""
+    return f"{number} neuron{'' if number == 1 else 's'} {participle}"
 
 
 def full_name(cls: type) -> str:
-    """A class as a report names it."""
+    """The name of a class in a report."""
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,4 +1,4 @@
-"""Which of a network's neurons are meant, and which networks cannot be changed."""
+"""Select neurons of a network, and refuse a network that cannot be changed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Selector = type | str | Callable[[str, nn.Module], bool]
 
 
 def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
-    """Refuse what is no network, or one whose neurons cannot be changed.
+    """Refuse an object that is no network, and a network whose neurons cannot be changed.
 
-    :param neuron_names: names of classes of neurons, which no TorchScript module may hold
+    :param neuron_names: names of neuron classes; no TorchScript module may contain such a neuron
     :param act: what is to be done to the network, as a verb
 
-    :raises TypeError: for what is no network
+    :raises TypeError: for an object that is no network
     :raises ValueError: for a network on the meta device, or with a neuron within a TorchScript module
     """
     if not isinstance(net, nn.Module):
@@ -39,7 +39,7 @@ def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
 
 
 def why_none(net: nn.Module) -> str:
-    """Why a network in which no neuron was found may have none."""
+    """The likely reason why no neuron was found in a network."""
     for path, module in net.named_modules():
         if type(module).__module__ == "spikingjelly.clock_driven.neuron":
             return (
@@ -50,28 +50,28 @@ def why_none(net: nn.Module) -> str:
 
 
 def select(
-    what: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
+    option: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
     is_neuron_class: Callable[[type], bool],
 ) -> set[int]:  # fmt: skip
-    """The ids of the neurons that any of the selectors means."""
+    """The ids of the neurons that match any of the selectors."""
     selected = set()
     for selector in _listed(selectors):
         if isinstance(selector, type):
             if not is_neuron_class(selector):
-                raise TypeError(f"{what}: expected a class of spiking neurons, got {selector!r}")
-            hits = [item for item in items if isinstance(item.neuron, selector)]
+                raise TypeError(f"{option}: expected a class of spiking neurons, got {selector!r}")
+            matching = [item for item in items if isinstance(item.neuron, selector)]
         elif isinstance(selector, str):
-            hits = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
+            matching = [item for item in items if any(fnmatch.fnmatchcase(path, selector) for path in item.paths)]
         elif callable(selector):
-            hits = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
-            selected |= {id(item.neuron) for item in hits}
+            matching = [item for item in items if any(selector(path, item.neuron) for path in item.paths)]
+            selected |= {id(item.neuron) for item in matching}
             continue
         else:
-            raise TypeError(f"{what}: expected a class, a pattern or a predicate, got {selector!r}")
-        if not hits:
-            present = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
-            raise ValueError(f"{what}: {selector!r} matches no neuron; the network has {present or 'none'}")
-        selected |= {id(item.neuron) for item in hits}
+            raise TypeError(f"{option}: expected a class, a pattern or a predicate, got {selector!r}")
+        if not matching:
+            present_neurons = ", ".join(f"{item.paths[0]} ({type(item.neuron).__name__})" for item in items[:8])
+            raise ValueError(f"{option}: {selector!r} matches no neuron; the network has {present_neurons or 'none'}")
+        selected |= {id(item.neuron) for item in matching}
     return selected
 
 

@@ -1,4 +1,4 @@
-"""Tables of what became of neurons: paths, a word, and a text that is wrapped."""
+"""The tables of reports. Their columns are paths, a word, and a wrapped text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def group_lines(paths: list[str], details: list[tuple[str, str]]) -> Iterator[Ce
 
 def _columns(paths: Iterable[str], details: Iterable[tuple[str, str]]) -> Iterator[Cells]:
     wrapped = []
-    for what, text in details:
+    for word, text in details:
         first, *rest = textwrap.wrap(text, TEXT_WIDTH, break_long_words=False)
-        wrapped += [(what, first), *(("", line) for line in rest)]
+        wrapped += [(word, first), *(("", line) for line in rest)]
     for path, line in zip_longest(paths, wrapped):
         yield path or "", *(line or ("", ""))
 
 
 def aligned(cells: Sequence[Cells]) -> list[str]:
-    """The lines of a table, its columns below each other."""
+    """The lines of a table with aligned columns."""
     left, middle = (max(len(row[column]) for row in cells) for column in (0, 1))
     return [f"{a:{left}}  {b:{middle}}  {c}".rstrip() for a, b, c in cells]

@@ -1,4 +1,4 @@
-"""Other neurons into an existing network (:func:`swap_neurons`) or into code as it builds one (:class:`patched`)."""
+"""Put other neurons into an existing network (:func:`swap_neurons`) or into code that builds one (:class:`patched`)."""
 
 from .in_place import swap_neurons
 from .patch import patched

@@ -1,4 +1,4 @@
-"""What a process that was spawned under ``klif-sj run`` executes in place of its parent's script."""
+"""A process that multiprocessing spawns under ``klif-sj run`` executes this file in place of its parent's script."""
 
 from klif_sj.swap.script import become_child
 

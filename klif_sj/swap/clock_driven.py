@@ -1,7 +1,8 @@
-"""Names of SpikingJelly 0.0.0.0.12 for code that was never ported: ``spikingjelly.clock_driven``, ``MultiStepLIFNode``.
+"""Names of SpikingJelly 0.0.0.0.12, such as ``clock_driven.neuron.MultiStepLIFNode``, for code that was never ported.
 
-``clock_driven`` was renamed to ``activation_based``, and a layer's two classes became one with a step mode. 0.0.0.0.14
-still has the old package beside the new one, with classes of its own; 2.x has it no more. Here it means the new one.
+Later, the package ``clock_driven`` was renamed to ``activation_based``, and the two classes of a layer became one class
+with a step mode. 0.0.0.0.14 still ships the old package beside the new one, with classes of its own; 2.x no longer has
+it. Within :func:`old_names`, the old package means the new one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from .neuron_settings import constructor_parameters
 OLD, NEW = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 
 MODULES = ("base", "encoding", "functional", "layer", "monitor", "neuron", "rnn", "surrogate")
-"""The modules whose names mean the same in both packages, but for those in ``RENAMED`` and some that are gone."""
+"""The modules whose names mean the same in both packages, except the names in ``RENAMED`` and a few that are gone."""
 
 OTHERS = ("ann2snn", "cu_kernel_opt", "examples", "lava_exchange", "model", "neuron_kernel", "spike_op", "tensor_cache")
-"""The old package's other parts: 0.0.0.0.14's are used as they are, in 2.x they are gone or have changed."""
+"""The old package's other parts. Those of 0.0.0.0.14 are used as they are; in 2.x they are gone or have changed."""
 
 RENAMED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "neuron": {
@@ -39,31 +40,34 @@ RENAMED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         **{f"MultiStepThresholdDependentBatchNorm{d}d": (f"ThresholdDependentBatchNorm{d}d", {}) for d in (1, 2, 3)},
     },
 }
-"""By module, the old name of a class, its new name, and the arguments that make it what the old one was."""
+"""For each module, the old name of a class, its new name, and the arguments with which it behaves as the old class."""
 
 GONE = {"backend", "cupy_fp32_inference", "lava_s_cale"}
-"""Arguments of the old classes that choose among implementations, which the new ones need not have."""
+"""Arguments of the old classes that choose an implementation. The new classes may lack them."""
 
 
 class _RenamedType(type):
-    """Makes a class that stands for another with some arguments given: called, tested, and derived from."""
+    """The type of a class that stands for another one with some arguments given.
+
+    It stands for that class in a call, in ``isinstance``, and as a base class.
+    """
 
     stands_for: tuple[str, str]
     given: dict[str, Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if "stands_for" not in vars(cls):
-            return super().__call__(*args, **kwargs)  # a class that derives from it
+            return super().__call__(*args, **kwargs)  # cls derives from a renamed class
         meant = cls.meant()
         return meant(*args, **cls.arguments(meant, args, kwargs))
 
     def meant(cls) -> Any:
-        """What the new name means now, which may be the stand-in of a :class:`klif_sj.patched` block."""
+        """The class that the new name means now. It may be the stand-in of a :class:`klif_sj.patched` block."""
         module, name = cls.stands_for
         return getattr(importlib.import_module(module), name)
 
     def arguments(cls, meant: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The new class's keyword arguments. A stand-in takes a backend too, the new class itself where it has one."""
+        """The new class's keyword arguments, without those in ``GONE`` that it lacks; a stand-in has a backend."""
         parameters = constructor_parameters(meant)
         known = {"backend"} if hasattr(meant, "patch") else set(parameters)
         given = {name: value for name, value in cls.given.items() if name not in parameters[: len(args)]}
@@ -87,7 +91,7 @@ def _renamed(module: str, old: str, new: str, given: dict[str, Any]) -> type:
 
 
 def _translated(module: str) -> ModuleType:
-    """An old module with the new one's names, and the old names of what was renamed."""
+    """A module of the old package, with all names of the new module and the old names of renamed classes."""
     new = importlib.import_module(f"{NEW}.{module}")
     translated = ModuleType(f"{OLD}.{module}", f"{NEW}.{module} under the name that it had")
     vars(translated).update({name: value for name, value in vars(new).items() if not name.startswith("__")})
@@ -98,10 +102,10 @@ def _translated(module: str) -> ModuleType:
 
 
 def _gone(module: str) -> Callable[[str], Any]:
-    """What is said of a name that a module of the old package had and the new one has not."""
+    """A module's ``__getattr__``, which explains that the new package lacks a name of the old one."""
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("_") or (module == OLD and name in OTHERS):  # one that is not imported yet
+        if name.startswith("_") or (module == OLD and name in OTHERS):  # this part is not imported yet
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         raise ImportError(
             f"{module}.{name} of SpikingJelly 0.0.0.0.12 was not only renamed: klif_sj cannot translate it. Port this "
@@ -120,9 +124,9 @@ def _package(name: str, path: list[str]) -> ModuleType:
 
 @contextmanager
 def old_names() -> Iterator[None]:
-    """Let the old names mean the new things, in code that imports them now and in modules that have them already."""
+    """Let the old names mean the new modules and classes, in modules that have imported them and for later imports."""
     if getattr(sys.modules.get(OLD), "__path__", None) is _PATH:
-        yield  # within another block
+        yield  # this block is within another one
         return
     before = {name: sys.modules.pop(name) for name in _loaded()}
     attribute = vars(spikingjelly).get("clock_driven")
@@ -150,7 +154,7 @@ def old_names() -> Iterator[None]:
 
 
 _PATH: list[str] = []
-"""Where the parts of the old package are that are not translated; it also tells that a block is entered."""
+"""The ``__path__`` of the old package within a block: the folders of its parts that are not translated."""
 
 
 def _loaded() -> list[str]:
@@ -158,18 +162,23 @@ def _loaded() -> list[str]:
 
 
 def _meanings(before: Mapping[str, ModuleType], translated: Mapping[str, ModuleType]) -> dict[int, tuple[Any, Any]]:
-    """What of the old package has been imported, by id, and what is to stand for it."""
+    """By id, each object of the old package that was imported before, and the new object that replaces it."""
     pairs = []
     for path, new in translated.items():
         old = before.get(path)
         if old is not None:
-            own = [n for n, value in vars(old).items() if getattr(value, "__module__", None) == path and n in vars(new)]
-            pairs += [(old, new), *((vars(old)[name], vars(new)[name]) for name in own)]
+            own_names = [
+                n for n, value in vars(old).items() if getattr(value, "__module__", None) == path and n in vars(new)
+            ]
+            pairs += [(old, new), *((vars(old)[name], vars(new)[name]) for name in own_names)]
     return {id(old): (old, new) for old, new in pairs}
 
 
 def _renew(meanings: Mapping[int, tuple[Any, Any]]) -> Iterator[tuple[dict[str, Any], str, Any, Any]]:
-    """Give the global names of all loaded modules their new meanings: in which module, which name, the old, the new."""
+    """Replace the old objects among the global names of all loaded modules.
+
+    Yields for each replacement the module's names, the name, the old object and the new one.
+    """
     for module in [*sys.modules.values()] if meanings else []:
         names = vars(module) if isinstance(module, ModuleType) else {}
         for name, value in [*names.items()]:

@@ -1,4 +1,4 @@
-"""swap_neurons: other neurons into an existing network."""
+"""``swap_neurons`` puts other neurons into an existing network."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def swap_neurons(
 ) -> SwapReport:
     """Replace the spiking neurons of a network, in place, by neurons of another class.
 
-    The new neurons are set as the old ones were: tau (also one that PLIF has learned), v_threshold, v_reset,
-    decay_input, detach_reset, the surrogate (the same object, or a copy for every neuron where it has parameters),
-    step_mode, store_v_seq, backend, training mode, device, dtype and hooks. What the new neuron has no place for, and
-    what means something else to it, is in the report.
+    The new neurons get the settings of the old ones: tau (also a tau that PLIF has learned), v_threshold, v_reset,
+    decay_input, detach_reset, the surrogate (the same object, or a copy for every neuron if it has parameters),
+    step_mode, store_v_seq, backend, training mode, device, dtype and hooks. The report lists the settings that the new
+    neuron does not have, and those that mean something else to it.
 
-    A neuron is swapped wherever the network refers to it: in a container, an attribute, a plain list, tuple or dict;
-    one that is shared stays shared. Swap before you build the optimizer, which else does not see the new parameters.
-    States are not carried over: the new neurons start from their reset values.
+    A neuron is swapped wherever the network refers to it: in a container, an attribute, a plain list, tuple or dict. A
+    shared neuron stays shared. Swap before you build the optimizer, as an older optimizer does not see the new
+    parameters. States are not carried over: the new neurons start from their reset values.
 
-    :param net: the network, which itself is no neuron
+    :param net: the network; it must not be a neuron itself
     :param neuron: the new class: ours, your own ``FusedNode``, or one of SpikingJelly's
-    :param match: what to swap: classes (and what derives from them), patterns of paths such as ``"layer1.*"``, or
-        predicates ``(path, neuron) -> bool``, one or several. None: SpikingJelly's IF, LIF, ParametricLIF, KLIF,
-        GatedLIF and ComplementaryLIF, and our KLIF, CLIF and GLIF; not what derives from them, as it may compute
+    :param match: which neurons to swap: classes (with their subclasses), patterns of paths such as ``"layer1.*"``, or
+        predicates ``(path, neuron) -> bool``, one or several. None means SpikingJelly's IF, LIF, ParametricLIF, KLIF,
+        GatedLIF and ComplementaryLIF, and our KLIF, CLIF and GLIF, without their subclasses, as a subclass may compute
         something else.
-    :param skip: what not to swap, in the same words
-    :param keep: False leaves what the new neurons compute to their defaults and the overrides; how they run (step mode,
-        backend, device, hooks, ...) is kept all the same
-    :param dry_run: only report
+    :param skip: which neurons not to swap, chosen in the same way
+    :param keep: False gives the settings of what the new neurons compute their default values, or the overrides. The
+        settings of how they run (step mode, backend, device, hooks, ...) are kept in any case.
+    :param dry_run: True changes nothing and only reports
     :param overrides: arguments of the new class's constructor; ``k=1`` stands for ``init_k=1``, if there is no ``k``
     :return: the report, whose ``undo()`` puts the old neurons back
 
-    :raises TypeError: for a class that is no neuron, an override that the new neuron does not know
-    :raises ValueError: if nothing matches, or a pattern does not; for a network that is a neuron itself, is on the meta
-        device, or has a neuron within a TorchScript module; for a setting that the new neuron refuses
+    :raises TypeError: for a class that is no neuron, or an override that the new neuron does not know
+    :raises ValueError: if no neuron matches, or a pattern matches none; for a network that is a neuron itself, is on
+        the meta device, or has a neuron within a TorchScript module; for a setting that the new neuron refuses
 
     Everything is checked before anything is changed.
     """
@@ -66,8 +66,8 @@ def swap_neurons(
         raise TypeError(f"expected a class of spiking neurons to put into the network, got {neuron!r}")
     checked = check_overrides(neuron, overrides)
     _check_network(net)
-    found = survey(net, lambda module: is_neuron_class(type(module)))
-    chosen, left_alone = _choose(net, found, match, skip)
+    net_survey = survey(net, lambda module: is_neuron_class(type(module)))
+    chosen, left_alone = _choose(net, net_survey, match, skip)
     new: dict[int, nn.Module] = {}
     rows = []
     with torch.random.fork_rng(devices=[]) if dry_run else nullcontext():
@@ -79,7 +79,7 @@ def swap_neurons(
             rows.append(_finish(item, new[key], entries, install=not dry_run))
     report = SwapReport(tuple(rows), left_alone, dry_run)
     if not dry_run:
-        report._undo = _install(net, found, new)
+        report._undo = _install(net, net_survey, new)
     return report
 
 
@@ -93,15 +93,15 @@ def _check_network(net: object) -> None:
 
 
 def _choose(
-    net: nn.Module, found: Survey, match: Selector | Iterable[Selector] | None,
+    net: nn.Module, net_survey: Survey, match: Selector | Iterable[Selector] | None,
     skip: Selector | Iterable[Selector] | None,
 ) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
     """The neurons to swap, and why the others are left alone."""
-    everything = list(found.neurons.values())
-    matched = select("match", match, everything, is_neuron_class)
-    skipped = select("skip", skip, everything, is_neuron_class)
-    chosen, left_alone = {}, dict(found.unseen)
-    for key, item in found.neurons.items():
+    all_neurons = list(net_survey.neurons.values())
+    matched = select("match", match, all_neurons, is_neuron_class)
+    skipped = select("skip", skip, all_neurons, is_neuron_class)
+    chosen, left_alone = {}, dict(net_survey.unseen)
+    for key, item in net_survey.neurons.items():
         kind = own_class(item.neuron)
         if key in skipped:
             left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
@@ -111,8 +111,8 @@ def _choose(
             why = "not one of those that are swapped by default; name it in match" if match is None else "not in match"
             left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
     if not chosen:
-        others = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to swap, got none ({others or why_none(net)})")
+        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to swap, got none ({reasons or why_none(net)})")
     return chosen, left_alone
 
 
@@ -131,34 +131,34 @@ def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install:
 
 
 def _state_keys(module: nn.Module) -> list[str]:
-    """The keys of a module's state dict, whose making would run hooks."""
+    """The keys of a module's state dict; ``state_dict()`` itself would run hooks."""
     buffers = [
         f"{prefix}.{name}".lstrip(".")
-        for prefix, part in module.named_modules()
-        for name in part._buffers
-        if name not in part._non_persistent_buffers_set
+        for prefix, submodule in module.named_modules()
+        for name in submodule._buffers
+        if name not in submodule._non_persistent_buffers_set
     ]
     return [name for name, _ in module.named_parameters(remove_duplicate=False)] + buffers
 
 
-def _install(net: nn.Module, found: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
-    """Put the new neurons into the network, all or none; returns what puts the old ones back."""
-    pairs = found.places_of(new)
-    done: list[tuple[Place, Place]] = []
+def _install(net: nn.Module, net_survey: Survey, new: dict[int, nn.Module]) -> Callable[[], None]:
+    """Put all new neurons into the network, or none after an error; returns a function that puts the old ones back."""
+    pairs = net_survey.places_of(new)
+    replaced: list[tuple[Place, Place]] = []
     try:
         for place, value in pairs:
-            done.append((place, place.put(value)))
+            replaced.append((place, place.put(value)))
     except BaseException:
-        for place, _ in done:
+        for place, _ in replaced:
             place.put(place.value)
         raise
     _compat.forget_reset_lists(net)
 
     def undo() -> None:
-        changed = [str(now.key) for _, now in done if not now.is_intact()]
+        changed = [str(now.key) for _, now in replaced if not now.is_intact()]
         if changed:
             raise RuntimeError(f"expected the network as the swap left it, got others at {', '.join(changed)} since")
-        for place, _ in done:
+        for place, _ in replaced:
             place.put(place.value)
         _compat.forget_reset_lists(net)
 

@@ -1,4 +1,4 @@
-"""What a neuron is set to, in words that all neurons share, so that two of them can be compared."""
+"""The settings of a neuron, under names that all neurons share, so that two neurons can be compared."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..neuron import CLIFNode, FusedNode, GLIFNode, KLIFNode
 Settings = dict[str, Any]
 
 SPIKING_NEURONS = _compat.spiking_neurons()
-"""SpikingJelly's own by name, read before :class:`klif_sj.patched` could have put anything in their place."""
+"""SpikingJelly's neuron classes by name, read before a :class:`klif_sj.patched` block can replace any of them."""
 
 KINDS: dict[str, tuple[type, ...]] = {
-    kind: tuple(SPIKING_NEURONS[name] for name in upstream if name in SPIKING_NEURONS) + ours
-    for kind, upstream, ours in (
+    kind: tuple(SPIKING_NEURONS[name] for name in upstream_names if name in SPIKING_NEURONS) + our_classes
+    for kind, upstream_names, our_classes in (
         ("IF", ("IFNode",), ()),
         ("LIF", ("LIFNode",), ()),
         ("PLIF", ("ParametricLIFNode",), ()),
@@ -32,14 +32,14 @@ KINDS: dict[str, tuple[type, ...]] = {
         ("CLIF", ("ComplementaryLIFNode",), (CLIFNode,)),
     )
 }
-"""The neurons whose equations are known here, and which classes compute the same ones."""
+"""The kinds of neurons whose equations are known here, and the classes that compute them."""
 
 RUNNING = ("step_mode", "store_v_seq", "keep_state", "backend")
-"""Settings of how a neuron runs; all others are of what it computes."""
+"""The settings that say how a neuron runs. All other settings say what it computes."""
 
 
 def is_neuron_class(cls: object) -> bool:
-    """Whether it is a class of spiking neurons: SpikingJelly's, derived from them, or with states and a threshold."""
+    """Whether ``cls`` is a class of spiking neurons: SpikingJelly's, a subclass, or one with states and a threshold."""
     if not isinstance(cls, type) or not issubclass(cls, MemoryModule):
         return False
     known = issubclass(cls, (BaseNode, *SPIKING_NEURONS.values()))
@@ -47,7 +47,7 @@ def is_neuron_class(cls: object) -> bool:
 
 
 def can_be_built(cls: object) -> bool:
-    """Whether it is a class of spiking neurons with equations of its own, no mere base."""
+    """Whether ``cls`` is a class of spiking neurons with equations of its own, and not only a base class."""
     return is_neuron_class(cls) and cls not in (BaseNode, FusedNode)
 
 
@@ -57,7 +57,10 @@ def kind_of(cls: type) -> str:
 
 
 def constructor_parameters(cls: type, *, of_bases: bool = False) -> list[str]:
-    """Names that a class's constructor takes: its own and, where it takes ``**kwargs``, those of its bases."""
+    """The names of a constructor's parameters and, if it takes ``**kwargs``, of the base classes' parameters.
+
+    :param of_bases: True includes the base classes' parameters in any case
+    """
     names: dict[str, None] = {}
     for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
         if "__init__" not in vars(base):
@@ -70,10 +73,11 @@ def constructor_parameters(cls: type, *, of_bases: bool = False) -> list[str]:
 
 
 def settings_of(node: MemoryModule) -> tuple[Settings, Settings]:
-    """A neuron's settings, and what its equations imply beyond them, for comparing only.
+    """A neuron's settings, and further settings that its equations imply, which serve for comparison only.
 
-    The names are those of constructors. ``tau`` is a membrane time constant in time steps, infinite for a neuron that
-    does not leak (but GLIF's, which is a parameter). Parameters come as they are, under their own names.
+    The names are those of the constructors' parameters. ``tau`` is the membrane time constant in time steps, infinite
+    for a neuron that does not leak; only GLIF's ``tau`` is a parameter. Parameters are returned as they are, under
+    their own names.
     """
     names = constructor_parameters(type(node), of_bases=True)
     settings = {name: getattr(node, name) for name in names if hasattr(node, name)}
@@ -82,7 +86,7 @@ def settings_of(node: MemoryModule) -> tuple[Settings, Settings]:
     kind = kind_of(type(node))
     if kind == "IF":
         implied["tau"] = math.inf
-        # It adds its input whole.
+        # IF adds its whole input to the potential.
         settings["decay_input"] = False
     elif kind == "PLIF":
         w = settings.pop("w")
@@ -108,13 +112,13 @@ def settings_of(node: MemoryModule) -> tuple[Settings, Settings]:
 
 
 def arguments_for(cls: type, settings: Mapping[str, Any]) -> Settings:
-    """The arguments with which a class is built to be, as far as it can, what ``settings`` say."""
+    """The constructor arguments with which a neuron of the class comes as close to ``settings`` as it can."""
     kind, settings = kind_of(cls), dict(settings)
     tau, v_threshold = settings.get("tau"), settings.get("v_threshold")
     if kind == "PLIF":
         settings["init_tau"] = tau
     elif kind == "GLIF":
-        # What LIF keeps of its potential in a step is 1 - 1/tau, and what GLIF keeps is its tau.
+        # In a step, LIF keeps the fraction 1 - 1/tau of its potential. GLIF calls the fraction that it keeps tau.
         if isinstance(tau, float) and tau > 1.0 and leaks(tau):
             settings["init_tau"] = 1.0 - 1.0 / tau
         if isinstance(v_threshold, float) and 0.0 < v_threshold < 1.0:
@@ -126,12 +130,12 @@ def arguments_for(cls: type, settings: Mapping[str, Any]) -> Settings:
 
 
 def leaks(tau: float) -> bool:
-    """Whether a membrane time constant makes any difference to none."""
+    """Whether a membrane with this time constant leaks, as far as floating-point numbers can tell."""
     return 1.0 + 1.0 / tau != 1.0
 
 
 def same(name: str, first: object, second: object) -> bool:
-    """Whether two settings of this name mean the same; surrogates of one class are copies here."""
+    """Whether two values of the setting ``name`` mean the same. Surrogates of one class count as copies."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if is_lazy(first) or is_lazy(second):
             return is_lazy(first) and is_lazy(second)
@@ -144,7 +148,7 @@ def same(name: str, first: object, second: object) -> bool:
 
 
 def show(value: object) -> str:
-    """A setting in one line."""
+    """A setting as one line of text."""
     if isinstance(value, Tensor):
         learned = "learned" if value.requires_grad else "fixed"
         if is_lazy(value):
@@ -154,14 +158,14 @@ def show(value: object) -> str:
 
 
 def snapshot(value: object) -> object:
-    """A setting as it is now: a parameter may learn, and a report is of the moment of the swap."""
+    """A copy of a setting as it is now. A report describes the moment of the swap, but a parameter may learn on."""
     if not isinstance(value, Tensor):
         return value
     return show(value) if is_lazy(value) else value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def plain(value: object) -> object:
-    """A setting as JSON has it, or else as text."""
+    """A setting as a JSON value, or as text if JSON has no such value."""
     if isinstance(value, tuple):
         return list(value)
     is_json = (

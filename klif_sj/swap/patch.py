@@ -1,4 +1,4 @@
-"""patched: code that builds SpikingJelly's neurons builds others instead."""
+"""Within a ``patched`` block, code that builds SpikingJelly's neurons builds others instead."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class patched:
             net = spiking_resnet18(spiking_neuron=neuron.LIFNode, tau=3.0)
         print(patch.report)
 
-    The name means the new neuron in every loaded module that has it, also where it was imported before, and in modules
-    that are imported within the block; on exit every name means what it did, whatever happened. Blocks nest, the inner
-    one wins. Not found is a class that is held elsewhere before the block starts: in a dict, a default argument, a
-    ``functools.partial``. This is a change of the whole process, all threads included; SpikingJelly's own class, which
-    no name means within the block, cannot be pickled there.
+    Within the block, the name means the new neuron in every module that has imported it before, and in modules that are
+    imported there. On exit every name gets its old meaning back, also after an exception. Blocks nest, and the inner
+    one wins. The block does not replace a class that code refers to in another way before the block starts: in a dict,
+    a default argument or a ``functools.partial``. The change affects the whole process, with all its threads. Within
+    the block SpikingJelly's own class cannot be pickled, because no name refers to it.
 
-    A neuron is built as the code asks for it, with SpikingJelly's own constructor and its defaults, and then translated
-    as :func:`swap_neurons` does it. ``isinstance(x, LIFNode)`` is true of both; a class that derives from ``LIFNode``
-    derives from SpikingJelly's, is not swapped, and is listed in the report.
+    The code's arguments first build SpikingJelly's neuron, with the defaults of its constructor. Then this neuron is
+    translated as :func:`swap_neurons` does it. ``isinstance(x, LIFNode)`` is true of both. A class that derives from
+    ``LIFNode`` derives from SpikingJelly's class, is not swapped, and is listed in the report.
 
     Within the block, code for SpikingJelly 0.0.0.0.12 finds its names too: ``spikingjelly.clock_driven`` means
     ``activation_based``, and ``MultiStepLIFNode`` is ``LIFNode`` in multi-step mode. The argument ``backend`` is also
@@ -42,9 +42,9 @@ class patched:
     so.
 
     :param overrides: arguments for every new neuron
-    :param swaps: names of SpikingJelly's neuron classes, and the class that is to stand for each
+    :param swaps: names of SpikingJelly's neuron classes, and the class that replaces each
 
-    :raises TypeError: for a class that is no neuron, an override that a new neuron does not know
+    :raises TypeError: for a class that is no neuron, or an override that a new neuron does not know
     :raises ValueError: for a name that SpikingJelly's neurons do not have
     """
 
@@ -54,7 +54,7 @@ class patched:
         self.rows: list[SwapRow] = []
         self.left_alone: dict[str, str] = {}
         self.names: list[str] = []
-        """What means the new neuron since the block was entered, as ``module.NAME``."""
+        """The global names that the block has given a new meaning, as ``module.NAME``."""
         self._entered = False
         self._swaps: dict[type, tuple[type[nn.Module], dict[str, Any]]] = {}
         for name, cls in swaps.items():
@@ -67,7 +67,7 @@ class patched:
 
     @property
     def report(self) -> SwapReport:
-        """The neurons that were built so far, numbered in the order in which they were; it has nothing to undo."""
+        """The neurons that were built so far, numbered in the order of their construction. It has nothing to undo."""
         return SwapReport(tuple(self.rows), dict(self.left_alone))
 
     def __enter__(self) -> patched:
@@ -96,7 +96,7 @@ class patched:
         self._old_names.__exit__(None, None, None)
 
     def build(self, original: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-        """What stands for ``original(*args, **kwargs)``."""
+        """The new neuron that replaces ``original(*args, **kwargs)``."""
         cls, overrides = self._swaps[original]
         backend = kwargs.get("backend")
         if "backend" not in constructor_parameters(original) or (backend and unavailable(backend)):
@@ -107,11 +107,11 @@ class patched:
 
 
 _active: dict[type, list[type]] = {}
-"""For each class, itself and the stand-ins of the blocks that are entered, from the outermost."""
+"""For each of SpikingJelly's classes, the class itself and its stand-ins in the active blocks, outermost first."""
 
 
 class _StandInType(type):
-    """Makes a class that is called, tested and derived from in another's place."""
+    """The type of a class that code calls, tests with ``isinstance`` and derives from in place of another class."""
 
     patch: patched
     original: type[nn.Module]
@@ -119,7 +119,7 @@ class _StandInType(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls in _active.get(cls.original, ()):
             return cls.patch.build(cls.original, *args, **kwargs)
-        # Held by someone who kept it beyond the end of the block.
+        # The block has ended, but some code still refers to the stand-in.
         return cls.original(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -134,8 +134,8 @@ class _StandInType(type):
         if not stand_ins:
             return super().__new__(mcs, name, bases, namespace, **kwargs)
         for base in stand_ins:
-            where = f"{namespace.get('__module__', '')}.{name}"
-            base.patch.left_alone[where] = f"a class of its own, derived from {base.original.__name__}"
+            full_name = f"{namespace.get('__module__', '')}.{name}"
+            base.patch.left_alone[full_name] = f"a class of its own, derived from {base.original.__name__}"
         originals = tuple(base.original if isinstance(base, _StandInType) else base for base in bases)
         return types.new_class(name, originals, kwargs, lambda new: new.update(namespace))
 
@@ -144,7 +144,7 @@ def _stand_in(original: type[nn.Module], patch: patched) -> type:
     """A class that looks like ``original`` and builds what ``patch`` says."""
     namespace = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     namespace["__signature__"] = inspect.signature(original)
-    # Unpickling calls __new__ alone, and is to give SpikingJelly's neuron.
+    # Unpickling calls only __new__, and must return SpikingJelly's neuron.
     namespace["__new__"] = lambda cls, *args, **kwargs: original.__new__(original)
     stand_in = _StandInType.__new__(_StandInType, original.__name__, (original,), namespace)
     stand_in.original, stand_in.patch = original, patch  # type: ignore[attr-defined]
@@ -152,7 +152,10 @@ def _stand_in(original: type[nn.Module], patch: patched) -> type:
 
 
 def _rebind(replacements: Mapping[type, type]) -> list[str]:
-    """Give every name that means a class its replacement, in all loaded modules but this package's: which names."""
+    """Let the global names of the classes mean their replacements in all loaded modules, except those of this package.
+
+    Returns these names.
+    """
     package = __package__.partition(".")[0]
     modules = {id(module): module for module in [*sys.modules.values()] if isinstance(module, ModuleType)}
     by_id = {id(cls): replacement for cls, replacement in replacements.items()}

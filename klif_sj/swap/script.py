@@ -1,4 +1,4 @@
-"""An unmodified script, with other neurons in place of SpikingJelly's, as ``klif-sj run`` runs it."""
+"""``klif-sj run`` uses this module to run an unmodified script with other neurons in place of SpikingJelly's."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .patch import patched
 
 CHILD = str(Path(__file__).with_name("child.py"))
 CHILD_VARIABLE = "KLIF_SJ_RUN"
-"""Tells a spawned process what to run with which swaps; only this file writes it, only child.py reads it."""
+"""The environment variable that tells a spawned process what to run with which swaps. Only this module uses it."""
 
 
 def patch_for(swaps: Sequence[str], settings: Sequence[str]) -> patched:
     """The patch that ``OLD=NEW`` and ``NAME=VALUE`` describe.
 
-    :raises TypeError, ValueError: for what does not describe one
+    :raises TypeError, ValueError: for texts that describe no patch
     """
     classes = {old: _class_named(new) for old, new in (_pair("--swap", text) for text in swaps)}
     return patched(
@@ -57,16 +57,16 @@ def run_as_main(command: Sequence[str], *, is_module: bool) -> None:
         main = ModuleType("__main__")
         loader = importlib.machinery.SourceFileLoader("__main__", path)
         vars(main).update(__file__=path, __builtins__=builtins, __loader__=loader, __cached__=None)
-        # It stays there after the script has ended, for its threads and exit handlers.
+        # The module stays there after the script has ended, for the script's threads and exit handlers.
         sys.modules["__main__"] = main
         exec(code, vars(main))
 
 
 @contextmanager
 def swapping_children(swaps: Sequence[str], settings: Sequence[str], fuse: bool = False) -> Iterator[None]:
-    """Processes that multiprocessing spawns swap and fuse too: they run child.py in place of the script, which runs it.
+    """Let the processes that multiprocessing spawns swap and fuse too.
 
-    Forked ones have inherited the patch.
+    They run child.py in place of the script, and child.py runs the script. A forked process inherits the patch anyway.
     """
     original = spawn.get_preparation_data
 
@@ -86,17 +86,17 @@ def swapping_children(swaps: Sequence[str], settings: Sequence[str], fuse: bool 
 
 
 def become_child() -> dict[str, Any]:
-    """In a spawned process: swap and fuse, and run the script as such a process does; returns its global names."""
-    told = json.loads(os.environ[CHILD_VARIABLE])
-    # They last as long as the process does.
-    if told["swap"]:
-        patch_for(told["swap"], told["set"]).__enter__()
-    if told["fuse"]:
+    """Swap and fuse in a spawned process, and run the script as ``__mp_main__``; returns the script's global names."""
+    instructions = json.loads(os.environ[CHILD_VARIABLE])
+    # These blocks last as long as the process does.
+    if instructions["swap"]:
+        patch_for(instructions["swap"], instructions["set"]).__enter__()
+    if instructions["fuse"]:
         fusing().__enter__()
-    swapping_children(told["swap"], told["set"], told["fuse"]).__enter__()
-    if "init_main_from_name" in told:
-        return runpy.run_module(told["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
-    return runpy.run_path(told["init_main_from_path"], run_name="__mp_main__")
+    swapping_children(instructions["swap"], instructions["set"], instructions["fuse"]).__enter__()
+    if "init_main_from_name" in instructions:
+        return runpy.run_module(instructions["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
+    return runpy.run_path(instructions["init_main_from_path"], run_name="__mp_main__")
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -109,15 +109,15 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 def _class_named(name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module) if module else klif_sj, attribute)
+        cls = getattr(importlib.import_module(module) if module else klif_sj, attribute)
     except (ImportError, AttributeError) as error:
-        ours = ", ".join(n for n in klif_sj.__all__ if n.endswith("Node") and n != "FusedNode")
-        raise ValueError(f"--swap: expected {ours} or package.module.Class, got {name!r} ({error})") from error
-    return found
+        our_names = ", ".join(n for n in klif_sj.__all__ if n.endswith("Node") and n != "FusedNode")
+        raise ValueError(f"--swap: expected {our_names} or package.module.Class, got {name!r} ({error})") from error
+    return cls
 
 
 def _value(text: str) -> Any:
-    """A Python literal, or else the text itself, so that activation=identity needs no quotes."""
+    """The value of a Python literal, or else the text itself, so that activation=identity needs no quotes."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -125,7 +125,7 @@ def _value(text: str) -> Any:
 
 
 def _without_own_frames(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an uncaught exception as the interpreter would have, had it run the script itself."""
+    """Print an uncaught exception as the interpreter prints it when it runs the script itself."""
     frame = traceback
     while frame is not None and frame.tb_frame.f_code is not run_as_main.__code__:
         frame = frame.tb_next

@@ -1,4 +1,4 @@
-"""What a swap did, or would do, as a table, as a dict, and to be undone."""
+"""The report of what a swap did, or would do: it becomes a table or a dict, and can undo the swap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .neuron_settings import plain
 from .translate import ADDED, CHANGED, DROPPED, KEPT, OVERRIDDEN, WHAT, Entry
 
 SEPARATE = (DROPPED, CHANGED)
-"""What a table gives a line for each entry, as it comes with a reason."""
+"""The kinds of entries that get a line each in a table, because each comes with a reason."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SwapRow:
     """One neuron of a swap."""
 
     paths: tuple[str, ...]
-    """Where it is: more than one path where it is shared."""
+    """The neuron's path in the network, or its several paths if it is shared."""
     old: type
     new: type
     entries: tuple[Entry, ...]
@@ -31,11 +31,11 @@ class SwapRow:
     """Keys that the state dict no longer has."""
 
     def of(self, what: str) -> dict[str, Entry]:
-        """The entries that are ``'kept'``, ``'overridden'``, ``'dropped'``, ``'changed'`` or ``'added'``, by name."""
+        """The ``'kept'``, ``'overridden'``, ``'dropped'``, ``'changed'`` or ``'added'`` entries, by name."""
         return {entry.name: entry for entry in self.entries if entry.what == what}
 
     def details(self) -> Iterator[tuple[str, str]]:
-        """What happened to it, as a word and a text each."""
+        """What happened to the neuron, as pairs of a word and a text."""
         yield "swapped", f"{_name(self.old)} -> {_name(self.new)}"
         for what in WHAT:
             texts = [str(entry) for entry in self.of(what).values()]
@@ -45,7 +45,7 @@ class SwapRow:
                 yield what, ", ".join(texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON has it."""
+        """The row as plain values, for JSON."""
         return {
             "paths": list(self.paths),
             "old": full_name(self.old),
@@ -78,20 +78,23 @@ class SwapReport(Report[SwapRow]):
 
     @property
     def added_keys(self) -> list[str]:
-        """Keys of the swapped network's state dict that the old one's has not: ``load_state_dict`` of an old
-        checkpoint finds them missing, of a new one into the old network unexpected."""
+        """The keys that only the swapped network's state dict has.
+
+        ``load_state_dict`` reports them as missing when the swapped network loads an old checkpoint, and as unexpected
+        when the old network loads a new checkpoint.
+        """
         return [key for row in self.rows for key in row.added_keys]
 
     @property
     def removed_keys(self) -> list[str]:
-        """Keys of the old network's state dict that the swapped one's has not."""
+        """The keys that only the old network's state dict has."""
         return [key for row in self.rows for key in row.removed_keys]
 
     def undo(self) -> None:
-        """Put the very same old neurons back where they were, as they were at the swap.
+        """Put the old neurons back into their places: the same objects, as they were at the swap.
 
-        :raises RuntimeError: if there is nothing to undo, or if one of the places has got another neuron since;
-            nothing is changed then
+        :raises RuntimeError: if there is nothing to undo, or if another neuron has been put into one of the places
+            since; then nothing is changed
         """
         super().undo()
 

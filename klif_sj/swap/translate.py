@@ -1,4 +1,4 @@
-"""One neuron into another: what it keeps, what the caller overrides, what has no place, what changes its meaning."""
+"""Translate one neuron into another, and tell which settings are kept, overridden, dropped, changed or added."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ WHY_CHANGED = {
     ("GLIF", "detach_reset"): "GLIF detaches nothing",
     ("IF", "tau"): "IF does not leak",
 }
-"""Why a setting is another one in a new neuron of this kind."""
+"""Why a new neuron of this kind has another value of the setting."""
 
 WHY_DROPPED = {
     ("GLIF", "v_reset"): GLIF_LEARNS_ITS_RESET,
     ("GLIF", "decay_input"): "GLIF learns how much of its input it takes, by beta and conduct",
 }
-"""Why a new neuron of this kind has no such setting."""
+"""Why a new neuron of this kind does not have the setting."""
 
 CUTS = {
     "relu": "relu keeps the potential from going below 0 before a reset",
@@ -54,7 +54,7 @@ CUTS = {
 }
 
 INTERNAL = {"forward_kernel", "backward_kernel", "lava_s_cale", "state_seqs"}
-"""Attributes that SpikingJelly's neurons have for themselves."""
+"""Attributes that SpikingJelly's neurons use internally."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Entry:
 def check_overrides(cls: type, overrides: Mapping[str, Any]) -> Settings:
     """The overrides under the names of the constructor's parameters; ``k`` stands for ``init_k``.
 
-    :raises TypeError: for a name that the constructor does not know, with the nearest that it does
+    :raises TypeError: for a name that the constructor does not know, suggesting the nearest names
     """
     accepted = constructor_parameters(cls)
     checked = {}
@@ -107,12 +107,12 @@ def translate(
     old: MemoryModule, cls: type, overrides: Mapping[str, Any], keep: bool = True, like: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[MemoryModule, tuple[Entry, ...]]:  # fmt: skip
-    """A new neuron that is as the old one was, but for the overrides, and what became of every setting.
+    """A new neuron with the settings of the old one and the overrides, and what became of every setting.
 
     :param overrides: as :func:`check_overrides` returns them
-    :param keep: False keeps only how the old one runs; what it computes is then up to the new one's defaults
-    :param like: a tensor with the device and the dtype of the new one's parameters
-    :param backend: the one that the old neuron was to have, where SpikingJelly's class cannot have it here
+    :param keep: False keeps only the settings of how the old neuron runs; the new one computes with its defaults
+    :param like: a tensor with the device and the dtype for the new neuron's parameters
+    :param backend: the backend that the code asked for, if SpikingJelly's class cannot have it here
     :raises TypeError, ValueError: for settings that the new neuron refuses
     """
     settings, implied = settings_of(old)
@@ -126,8 +126,8 @@ def translate(
         new = cls(**arguments)
     except (AssertionError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        given = ", ".join(f"{name}={show(value)}" for name, value in arguments.items())
-        raise kind(f"{cls.__name__}({given}) was refused: {error}; override or skip it") from error
+        arguments_text = ", ".join(f"{name}={show(value)}" for name, value in arguments.items())
+        raise kind(f"{cls.__name__}({arguments_text}) was refused: {error}; override or skip it") from error
     new.train(old.training)
     if like is not None:
         new.to(device=like.device, dtype=like.dtype)
@@ -138,13 +138,13 @@ def translate(
 
 
 def own_surrogate(function: Any) -> Any:
-    """The surrogate itself, or a copy where it has parameters: every neuron learns its own."""
+    """The surrogate itself, or a copy if it has parameters, so that every neuron learns its own."""
     learns = isinstance(function, nn.Module) and any(True for _ in function.parameters())
     return copy.deepcopy(function) if learns else function
 
 
 def _usable(cls: type, arguments: Settings) -> Settings:
-    """With a backend that the new neuron's class has, and that can serve here."""
+    """The arguments, with a backend that the new neuron's class has and that can serve here."""
     backend = arguments.get("backend")
     if cls.__module__.startswith("spikingjelly."):
         if backend not in (None, "torch", "cupy"):
@@ -156,45 +156,56 @@ def _usable(cls: type, arguments: Settings) -> Settings:
 
 @torch.no_grad()
 def _carry_parameters(old: MemoryModule, new: MemoryModule, overrides: Mapping[str, Any]) -> None:
-    """Copy the parameters that both have, where their shapes agree and no override says otherwise."""
-    for name, theirs in new._parameters.items():
-        ours = old._parameters.get(name)
-        initial = "init_tau" if name == "w" else f"init_{name}"
-        if ours is None or theirs is None or is_lazy(ours) or is_lazy(theirs) or ours.shape != theirs.shape:
+    """Copy the parameters that both neurons have, if their shapes agree and no override says otherwise."""
+    for name, new_parameter in new._parameters.items():
+        old_parameter = old._parameters.get(name)
+        argument = "init_tau" if name == "w" else f"init_{name}"
+        if (
+            old_parameter is None
+            or new_parameter is None
+            or is_lazy(old_parameter)
+            or is_lazy(new_parameter)
+            or old_parameter.shape != new_parameter.shape
+        ):
             continue
-        if initial not in overrides:
-            theirs.copy_(ours)
+        if argument not in overrides:
+            new_parameter.copy_(old_parameter)
         if not overrides.keys() & {"learn_k", "learn_gates", "learn_membrane"}:
-            theirs.requires_grad_(ours.requires_grad)
+            new_parameter.requires_grad_(old_parameter.requires_grad)
 
 
 def _compare(
-    old: MemoryModule, had: Settings, implied: Settings, new: MemoryModule, overrides: Mapping[str, Any], keep: bool
+    old: MemoryModule,
+    old_settings: Settings,
+    old_implied: Settings,
+    new: MemoryModule,
+    overrides: Mapping[str, Any],
+    keep: bool,
 ) -> Iterator[Entry]:
-    """Every setting of the old neuron, and those that the new one has beyond them."""
-    has, implied_now = settings_of(new)
-    before, after = {**implied, **had}, {**implied_now, **has}
+    """Entries for every setting of the old neuron, and for the settings that only the new one has."""
+    new_settings, new_implied = settings_of(new)
+    before, after = {**old_implied, **old_settings}, {**new_implied, **new_settings}
     kind, cls = kind_of(type(new)), type(new).__name__
-    named = {name if name in after else name.removeprefix("init_") for name in overrides}
+    overridden = {name if name in after else name.removeprefix("init_") for name in overrides}
     for name, value in before.items():
-        if name in named and name in after:
-            yield Entry(OVERRIDDEN, name, value, after[name], had=name in had)
+        if name in overridden and name in after:
+            yield Entry(OVERRIDDEN, name, value, after[name], had=name in old_settings)
         elif name not in after:
-            if name in had:
+            if name in old_settings:
                 yield Entry(DROPPED, name, value, why=WHY_DROPPED.get((kind, name), f"{cls} has no {name}"))
         elif not same(name, value, after[name]):
             yield Entry(CHANGED, name, value, after[name], _why_changed(name, value, new, keep))
-        elif name in had:
+        elif name in old_settings:
             yield Entry(KEPT, name, value, after[name], _hint(name, value, old, new))
     for name, value in after.items():
-        if name not in before and name in has:
-            yield Entry(OVERRIDDEN if name in named else ADDED, name, None, value, had=False)
+        if name not in before and name in new_settings:
+            yield Entry(OVERRIDDEN if name in overridden else ADDED, name, None, value, had=False)
     yield Entry(KEPT, "training", old.training, new.training)
     for parameter in [*new.parameters()][:1]:
         yield Entry(KEPT, "device", str(parameter.device), str(parameter.device))
         yield Entry(KEPT, "dtype", str(parameter.dtype), str(parameter.dtype))
     yield from _meaning(old, before, new, after)
-    yield from _left_behind(old, had, new)
+    yield from _left_behind(old, old_settings, new)
 
 
 def _why_changed(name: str, value: object, new: MemoryModule, keep: bool) -> str:
@@ -225,7 +236,7 @@ def _hint(name: str, value: object, old: MemoryModule, new: MemoryModule) -> str
 
 
 def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Settings) -> Iterator[Entry]:
-    """Settings that are the same and yet mean something else in the new neuron's equations."""
+    """Entries for settings and states that mean something else in the new neuron's equations."""
     v_reset, kinds = after.get("v_reset"), (kind_of(type(old)), kind_of(type(new)))
     activation = after.get("activation", "identity")
     if v_reset is not None and v_reset < 0 and before.get("activation") != activation != "identity":
@@ -241,17 +252,17 @@ def _meaning(old: MemoryModule, before: Settings, new: MemoryModule, after: Sett
         yield Entry(CHANGED, "k", before.get("k"), k, f"acts as the nearer of its bounds {bounds}")
 
 
-def _left_behind(old: MemoryModule, had: Settings, new: MemoryModule) -> Iterator[Entry]:
-    """What the old neuron holds beyond its settings."""
+def _left_behind(old: MemoryModule, settings: Settings, new: MemoryModule) -> Iterator[Entry]:
+    """Entries for everything else that the old neuron holds and the new one does not get."""
     cls = type(new).__name__
-    held = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
-    if held:
-        yield Entry(DROPPED, "state", ", ".join(held), why=f"{cls} starts from its reset values")
+    states = [name for name, value in old.named_memories() if isinstance(value, Tensor)]
+    if states:
+        yield Entry(DROPPED, "state", ", ".join(states), why=f"{cls} starts from its reset values")
     if _compat.kernel_precision(old) is not None:
         why = f"{cls} computes in float32, float64 for float64 input"
         yield Entry(DROPPED, "precision", _compat.kernel_precision(old), why=why)
-    unknown = "set on the old neuron from outside; set it on the new one if anything reads it"
+    why_attribute = "set on the old neuron from outside; set it on the new one if anything reads it"
     attributes = {**vars(old), **old._modules, **old._buffers}
     for name, value in attributes.items():
-        if not (name.startswith("_") or value is None or name in had or name in INTERNAL or hasattr(new, name)):
-            yield Entry(DROPPED, name, value, why=unknown)
+        if not (name.startswith("_") or value is None or name in settings or name in INTERNAL or hasattr(new, name)):
+            yield Entry(DROPPED, name, value, why=why_attribute)

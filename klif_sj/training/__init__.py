@@ -1,4 +1,5 @@
-"""Training, comparing and reproducing. Needs the ``train`` extra, but for what the command line reads first.
+"""Train networks, compare neurons and reproduce results. The package needs the ``train`` extra.
 
-That is light to import: :mod:`.recipe`, :mod:`.data.catalogue` and :mod:`.reports.paper_tables`.
+The command line reads :mod:`.recipe`, :mod:`.data.catalogue` and :mod:`.reports.paper_tables` first. These modules are
+imported quickly and do not need the extra.
 """

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever happens while they are written."""
+"""Write files and folders so that they are either complete or absent, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["locked", "made_whole", "replacing", "write_atomically", "write_json"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file to write that takes the place of ``path`` once it is whole and on the disk.
+    """Opens a file for writing, which replaces ``path`` once it is complete and on the disk.
 
-    It is written beside ``path``, so that it can be renamed. Where writing fails it is deleted, and ``path`` is as it
-    was; where the process dies, or the machine, it may stay behind as ``path`` with ``.unfinished``.
+    The file is written beside ``path``, so that it can be renamed. If writing fails, it is deleted, and ``path`` is as
+    it was. If the process or the machine dies, the file may remain, under the name of ``path`` with ``.unfinished``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         unfinished.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-        # The new name is to be on the disk as well.
+        # The new name must be on the disk as well.
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes ``folder`` and lets one process at a time work in it; the lock of a process that is killed is gone."""
+    """Creates ``folder`` and lets one process at a time work in it. A process that is killed releases its lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
@@ -63,9 +63,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill, which gets its name once all went well: nothing half-made bears it.
+    """Creates a folder to fill beside ``folder``, and renames it to ``folder`` if the block succeeds.
 
-    It is for one process at a time, and deletes what a process that was killed has left.
+    So ``folder`` is never incomplete. Only one process at a time may do this, because it deletes what a killed process
+    has left.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: how they are written, and how they are read."""
+"""Write checkpoints that are complete, and refuse to read others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["AtomicCheckpointIO", "read_checkpoint", "recipe_in"]
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the last one and renames it: a full disk or a kill leaves the last one as it is.
 
-    Lightning's own is first written to the system's folder of temporary files, and moving it from there to another
-    file system is a copy, which may stop halfway.
+    Lightning itself first writes to the system's folder of temporary files. Moving a file from there to another file
+    system copies it, and the copy may stop halfway.
     """
 
     def save_checkpoint(
@@ -30,28 +30,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with replacing(path) as file:
                 torch.save(checkpoint, file)
-        # Where the disk is full, torch's writer raises what it finds when it closes the archive: a RuntimeError.
+        # If the disk is full, torch's writer raises a RuntimeError when it closes the archive.
         except (OSError, RuntimeError) as error:
-            kept = "the last good one is still there" if path.exists() else "there was none before it"
-            raise OSError(f"the checkpoint {path} could not be saved ({error}); {kept}") from error
+            previous = "the last good one is still there" if path.exists() else "there was none before it"
+            raise OSError(f"the checkpoint {path} could not be saved ({error}); {previous}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU.
+    """The checkpoint in a file, on the CPU.
 
-    :raises FileNotFoundError: where there is none
+    :raises FileNotFoundError: if there is no such file
     :raises ValueError: for a file that is truncated, damaged in a single bit, or no checkpoint
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        # torch writes checksums and does not read them.
+        # torch writes checksums but does not check them.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{damaged} is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken archive shows in many ways
+    except Exception as error:  # a broken archive raises errors of many kinds
         raise ValueError(f"the checkpoint {path} cannot be read ({error})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of a training: it has no state_dict")
@@ -59,10 +59,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def recipe_in(checkpoint: dict[str, Any], path: Path) -> Recipe:
-    """The recipe that a checkpoint was trained by, which :class:`.SpikingClassifier` puts there.
+    """The recipe of a training, which :class:`.SpikingClassifier` puts into its checkpoints.
 
-    :param path: for the message
-    :raises ValueError: where it holds none, or one that this version cannot read
+    :param path: the path of the checkpoint, for messages
+    :raises ValueError: if the checkpoint holds no recipe, or one that this version cannot read
     """
     try:
         return Recipe.from_dict(checkpoint["hyper_parameters"]["recipe"])

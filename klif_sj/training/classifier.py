@@ -1,4 +1,4 @@
-"""Training one network: the Lightning module, and the history that its checkpoints carry."""
+"""Train one network: the Lightning module, and the history that its checkpoints contain."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["LOSSES", "History", "SpikingClassifier", "by_layer", "dropout_seed",
 
 
 def rate_mse(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The KLIF paper's: mean squared error between the mean over time, the firing rates, and the one-hot label."""
+    """The KLIF paper's loss: the mean squared error between firing rates, as means over time, and one-hot labels."""
     rates = outputs.mean(0)
     return F.mse_loss(rates, F.one_hot(labels, rates.shape[-1]).to(rates))
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """GLIF's: cross-entropy of the mean over time."""
+    """GLIF's loss: the cross-entropy of the outputs' mean over time."""
     return F.cross_entropy(outputs.mean(0), labels)
 
 
 def clif_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """CLIF's: 0.95 cross-entropy + 0.05 mean squared distance from 1, of the outputs of each step, and its mean.
+    """CLIF's loss: 0.95 cross-entropy + 0.05 mean squared distance from 1, as the mean over the outputs of all steps.
 
-    The second term is that of temporal efficient training, with its authors' mean of 1 for every class.
+    The second term comes from temporal efficient training, with its authors' target of 1 for every class.
     """
     each_step, repeated = outputs.flatten(0, 1), labels.repeat(len(outputs))
     return 0.95 * F.cross_entropy(each_step, repeated) + 0.05 * (each_step - 1).square().mean()
@@ -47,20 +47,21 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy,
     "clif": clif_loss,
 }
-"""By a recipe's name; of outputs ``[T, N, classes]`` and labels ``[N]``."""
+"""The losses, by their names in recipes. They take outputs ``[T, N, classes]`` and labels ``[N]``."""
 
 
 def dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    """One for each epoch and process, within the 32 bits that torch's generator on the CPU regards."""
+    """A seed for each epoch and process, within the 32 bits that torch's generator on the CPU uses."""
     return (seed * 1_000_003 + epoch + rank * 0x9E3779B1) % 2**32
 
 
 class SpikingClassifier(lightning.LightningModule):
-    """Trains a spiking network by a recipe, which its checkpoints carry as the hyperparameter ``recipe``.
+    """Trains a spiking network by a recipe, which its checkpoints contain as the hyperparameter ``recipe``.
 
-    The learning rates are annealed along a cosine to zero. Logged once an epoch: ``train_loss``, ``test_loss``,
-    ``test_accuracy``, ``firing_rate/LAYER`` over the test set, ``NAME/LAYER`` for every parameter of a neuron. Where
-    the recipe puts validation samples aside, they take the test set's place, and ``validation`` that of ``test``.
+    The learning rates are annealed along a cosine to zero. Once an epoch it logs ``train_loss``, ``test_loss``,
+    ``test_accuracy``, ``firing_rate/LAYER`` over the test set, and ``NAME/LAYER`` for every parameter of a neuron. If
+    the recipe puts validation samples aside, they replace the test set, and ``validation`` replaces ``test`` in these
+    names.
     """
 
     def __init__(self, net: SpikingNetwork, recipe: Recipe) -> None:
@@ -90,8 +91,9 @@ class SpikingClassifier(lightning.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)]
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        # By seed and epoch alone, a resumed run draws the dropout of an uninterrupted one. It is not seeded at the
-        # start of the epoch: whether the loader draws its own seed before or after that depends on resuming.
+        # The seed depends on the recipe and the epoch alone, so a resumed run draws the same dropout as one without a
+        # break. The start of the epoch would be too early: the loader draws a seed of its own before or after it,
+        # depending on whether the run was resumed.
         if batch_index == 0:
             torch.manual_seed(dropout_seed(self.recipe.seed, self.current_epoch, self.global_rank))
 
@@ -122,7 +124,7 @@ class SpikingClassifier(lightning.LightningModule):
 
 @contextmanager
 def recorded_rates(net: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects, by spiking layer, the spikes per neuron and time step of its latest forward."""
+    """Collects for each spiking layer the spikes per neuron and time step in its latest forward pass."""
     rates: dict[str, Tensor] = {}
 
     def record(layer: str) -> Any:
@@ -150,7 +152,7 @@ def neuron_parameters(net: nn.Module) -> dict[str, Tensor]:
 
 
 class History(lightning.Callback):
-    """What was logged in each epoch, as plain numbers; checkpoints carry it, so a resumed run has it whole."""
+    """The metrics that were logged in each epoch. Checkpoints contain them, so a resumed run has all epochs."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""A training whose loss or gradient is no longer a number stops, and says where that began."""
+"""Stop a training whose loss or gradient is no longer finite, and say where that began."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class DivergenceError(RuntimeError):
 class StopOnDivergence(lightning.Callback):
     """Stops at the first loss or gradient that is NaN or infinite, before the weights are touched.
 
-    The loss alone would not tell: a neuron whose input current is NaN does not fire, so that the loss stays a number
-    while all weights become NaN by their gradients. Under 16-mixed, gradients may overflow while the scaler looks for
-    its scale, and it skips those updates; there they count once the scale is below 1.
+    The loss alone is not enough: a neuron whose input current is NaN does not fire, so the loss stays a number while
+    the gradients make all weights NaN. With 16-mixed, gradients may overflow while the scaler searches for its scale,
+    and the scaler skips these updates. So there, a gradient that is not finite counts only once the scale is below 1.
 
-    The batch is then run once more with the same random numbers to find the first layer that makes something not finite
-    of finite inputs. Looking at the numbers makes the CPU wait for the GPU once a step, as the scaler does anyway.
+    The batch is then run once more with the same random numbers, to find the first layer whose input is finite and
+    whose output is not. Reading the loss and the gradient makes the CPU wait for the GPU once a step, as the scaler
+    does anyway.
 
-    :raises DivergenceError: in every process, where the loss of any one is not finite
+    :raises DivergenceError: in every process, if the loss or the gradient of any process is not finite
     """
 
     def on_train_batch_start(
@@ -70,26 +71,27 @@ class StopOnDivergence(lightning.Callback):
             return f"It began before this step: the parameter {broken} is not finite"
         _set_generators(module.device, self._generators)
         module.on_train_batch_start(self._batch, self._batch_index)
-        found = broken_in_forward(module, self._batch[0])
-        if found is None and not math.isfinite(loss):
-            found = "It began in the loss"
-        # The gradients are the mean over all processes, so one that saw nothing must not lay it to its backward pass.
-        return _of_any_process(found) or _broken_in_backward(module.net)
+        finding = broken_in_forward(module, self._batch[0])
+        if finding is None and not math.isfinite(loss):
+            finding = "It began in the loss"
+        # Gradients are means over all processes, so a process that found nothing must not blame its backward pass if
+        # another process has found something.
+        return _of_any_process(finding) or _broken_in_backward(module.net)
 
 
 def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
-    """Which layer, in the order in which they run, is the first to make something not finite of finite inputs."""
+    """Run a batch to find the first layer, in order of execution, whose input is finite and whose output is not."""
     if not _finite(x):
         return "It began in the data: the batch holds values that are not finite"
-    found: list[str] = []
+    findings: list[str] = []
 
     def hook(name: str) -> Any:
-        def look(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and _finite(inputs) and not _finite(output):
+        def check(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if not findings and _finite(inputs) and not _finite(output):
                 kind = type(layer).__name__
-                found.append(f"It began in the layer {name} ({kind}): its input is finite, its output is not")
+                findings.append(f"It began in the layer {name} ({kind}): its input is finite, its output is not")
 
-        return look
+        return check
 
     hooks = [layer.register_forward_hook(hook(name)) for name, layer in _layers(module.net)]
     try:
@@ -98,29 +100,31 @@ def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
         for handle in hooks:
             handle.remove()
         functional.reset_net(module.net)
-    return found[0] if found else None
+    return findings[0] if findings else None
 
 
 def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a network by name, but those within a neuron: its surrogate may run as part of a kernel only."""
+    """The modules of a network by name, without those within a neuron, whose surrogate may run only within a kernel."""
     for name, layer in net.named_children():
         yield prefix + name, layer
         if not isinstance(layer, BaseNode):
             yield from _layers(layer, f"{prefix}{name}.")
 
 
-def _of_any_process(found: str | None) -> str | None:
-    """What the first process, of all that train together, has found."""
+def _of_any_process(finding: str | None) -> str | None:
+    """The finding of the first process that has one, among all processes that train together."""
     if not torch.distributed.is_initialized():
-        return found
+        return finding
     by_process: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(by_process, found)
-    return next((f"In process {rank}: {each}" for rank, each in enumerate(by_process) if each is not None), None)
+    torch.distributed.all_gather_object(by_process, finding)
+    return next((f"In process {rank}: {text}" for rank, text in enumerate(by_process) if text is not None), None)
 
 
 def _broken_in_backward(net: nn.Module) -> str:
-    """The parameter nearest to the output whose gradient is not finite while all outputs are."""
-    broken = [name for name, each in net.named_parameters() if each.grad is not None and not _finite(each.grad)]
+    """A sentence that names the parameter nearest to the output whose gradient is not finite."""
+    broken = [
+        name for name, parameter in net.named_parameters() if parameter.grad is not None and not _finite(parameter.grad)
+    ]
     if not broken:
         return "Every gradient is finite, but not their norm"
     return f"It began in the backward pass, at or after the parameter {broken[-1]}"
@@ -131,7 +135,9 @@ def _first_broken_parameter(net: nn.Module) -> str | None:
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:
-    norms = [torch.linalg.vector_norm(each.grad) for each in module.parameters() if each.grad is not None]
+    norms = [
+        torch.linalg.vector_norm(parameter.grad) for parameter in module.parameters() if parameter.grad is not None
+    ]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
@@ -142,7 +148,7 @@ def _scaler(trainer: lightning.Trainer) -> torch.amp.GradScaler | None:
 
 def _finite(value: Any) -> bool:
     tensors = value if isinstance(value, tuple | list) else (value,)
-    return all(bool(each.isfinite().all()) for each in tensors if isinstance(each, Tensor))
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What a trained network does on the test set: accuracy by time step, firing rates, operations and energy."""
+"""Evaluate a trained network on the test set: accuracy by time step, firing rates, operations and energy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``accuracy_by_step[t - 1]`` is the accuracy when the output is read after t time steps; at T it is ``accuracy``.
+    """What a network does on the test set.
 
-    ``firing_rate`` is spikes per neuron and time step, by layer. ``operations`` is None where SpikingJelly has no
-    counters, or none were asked for.
+    ``accuracy_by_step[t - 1]`` is the accuracy if the output is read after t time steps; after T it is ``accuracy``.
+    ``firing_rate`` is spikes per neuron and time step, by layer. ``operations`` is None if SpikingJelly has no
+    counters, or if nothing was to be counted.
     """
 
     inputs: int
@@ -35,7 +36,7 @@ class Evaluation:
     operations: Operations | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """The evaluation as plain values, for JSON."""
         return asdict(self)
 
 
@@ -45,9 +46,9 @@ def evaluate(net: SpikingNetwork, batches: Iterable[Batch], counted_inputs: int 
 
     :param net: the network; it is left in evaluation mode, with its states reset
     :param batches: the test set
-    :param counted_inputs: on how many inputs, from the first on, operations are counted, rounded up to whole batches;
-        0 counts none
-    :raises ValueError: where there are no batches
+    :param counted_inputs: the number of inputs, from the first on, on which operations are counted, rounded up to whole
+        batches; 0 counts none
+    :raises ValueError: if there are no batches
     """
     net.eval()
     inputs = counted = 0
@@ -61,7 +62,7 @@ def evaluate(net: SpikingNetwork, batches: Iterable[Batch], counted_inputs: int 
         with recorded_rates(net) as rates:
             outputs = net.outputs_by_step(x)
         inputs += len(labels)
-        # What ``forward`` would return after 1, 2, ..., T time steps.
+        # These are the results of ``forward`` for 1, 2, ..., T time steps.
         by_step = (outputs[:step].mean(0) for step in range(1, len(outputs) + 1))
         correct.append(torch.stack([(output.argmax(1) == labels).sum() for output in by_step]))
         for layer, rate in rates.items():

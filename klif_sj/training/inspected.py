@@ -1,4 +1,4 @@
-"""An inspection of a checkpoint on what its training evaluates."""
+"""Inspect a checkpoint on the samples that its training evaluates."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Inspect a network that ``klif-sj train`` has trained, in evaluation mode, with the loss of its recipe.
 
-    It runs on the test set, or where the recipe puts validation samples aside, on these.
+    It runs on the test set, or on the validation samples if the recipe puts some aside.
 
     :param path: the checkpoint
     :param data_root: folder of the data sets
-    :param inputs: how many inputs, from the first on, rounded up to whole batches
-    :param batch_size: None is the recipe's
+    :param inputs: the number of inputs, from the first on, rounded up to whole batches
+    :param batch_size: samples a batch; None takes the recipe's batch size
     :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
-    :param title: what the report calls it; empty is the recipe and its neuron
-    :param thresholds: from where on something is a finding
-    :param options: of :func:`klif_sj.inspect`
+    :param title: the network's name in the report; empty means the recipe and its neuron
+    :param thresholds: the limits beyond which a figure is a finding
+    :param options: further options of :func:`klif_sj.inspect`
 
-    :raises ValueError: for a file that is no such checkpoint, for less than one input; as ``make_data``
-    :raises FileNotFoundError: where there is no such file, or no data set
+    :raises ValueError: for a file that is no such checkpoint, or less than one input; and as ``make_data``
+    :raises FileNotFoundError: if there is no such file, or no data set
     """
     if inputs < 1:
         raise ValueError(f"inputs: expected at least 1, got {inputs}")

@@ -1,4 +1,4 @@
-"""Whether a network's images may have their channels innermost."""
+"""Find out whether a network can take images with their channels innermost."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Recipes: all that decides how a network is trained, as small TOML files. Light to import, for the command line.
+"""Recipes decide how networks are trained. They are small TOML files.
 
 A file holds the fields of :class:`Recipe` by name, and under ``[published]`` the accuracies that its source reports.
+This module is imported quickly, as the command line needs it first.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Recipe:
     ``source`` and ``published`` have no part in the training.
 
     :raises TypeError: for a value of another type, naming the field
-    :raises ValueError: for a value outside its range, naming the field. Whether network, data set and augmentations
-        exist is asked where they are made.
+    :raises ValueError: for a value outside its range, naming the field. Names of networks, data sets and augmentations
+        are checked later, when these are made.
     """
 
     name: str
@@ -47,33 +48,33 @@ class Recipe:
     batch_size: int
     """Samples that one update sees, on all devices together."""
     learning_rate: float
-    """Of the weights, at the start; :func:`klif_sj.optim.parameter_groups` derives that of a neuron's gates."""
+    """The initial learning rate of the weights; :func:`klif_sj.optim.parameter_groups` derives that of the gates."""
     annealing_epochs: int | None = None
-    """T_max of the cosine along which the learning rates fall to 0; None is ``epochs``."""
+    """T_max of the cosine along which the learning rates fall to 0; None means ``epochs``."""
     optimizer: str = "adam"
     momentum: float = 0.9
-    """SGD's; Adam has none."""
+    """The momentum of SGD; Adam has none."""
     weight_decay: float = 0.0
-    """Of the weights; a neuron's own parameters are not decayed."""
+    """The decay of the weights; a neuron's own parameters are not decayed."""
     loss: str = "rate-mse"
     augmentations: tuple[str, ...] = ()
     width: float = 1.0
     """Factor on the network's channels and features."""
     coding: bool | None = None
-    """Whether the ablation's networks get the KLIF paper's coding layers; None is the network's own way."""
+    """Whether the ablation's networks get the KLIF paper's coding layers; None leaves that to the network."""
     dropout: float | None = None
-    """Rate of vgg11's dropout; None is the network's own."""
+    """The rate of vgg11's dropout; None keeps the network's own."""
     precision: str = "auto"
     gradient_clip: float | None = None
     """The largest norm of the gradient; None clips nothing."""
     validation: float = 0
-    """What is put aside of the training set, by the seed: a fraction of it below 1, or a number of samples. It is
+    """The part of the training set that the seed puts aside: a fraction below 1, or a number of samples. This part is
     evaluated in place of the test set, which is then not read."""
     seed: int = 0
     backend: str = "auto"
     channels_last: bool = True
     threads: int | None = None
-    """Of the CPU in each process; None leaves the number to torch."""
+    """The number of CPU threads in each process; None leaves it to torch."""
     tuned: tuple[str, ...] = ()
     """The fields whose values were chosen for this neuron, on validation samples."""
     source: str = ""
@@ -125,7 +126,11 @@ class Recipe:
         :raises ValueError: for an unknown field, suggesting the nearest name, or a missing one
         """
         cls.check_names(values)
-        required = [each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING]
+        required = [
+            recipe_field.name
+            for recipe_field in fields(cls)
+            if recipe_field.default is MISSING and recipe_field.default_factory is MISSING
+        ]
         missing = [name for name in required if name not in values]
         if missing:
             raise ValueError(f"recipe: expected the fields {', '.join(required)}, got no {', '.join(missing)}")
@@ -133,8 +138,11 @@ class Recipe:
 
     @classmethod
     def check_names(cls, names: Iterable[str]) -> None:
-        """:raises ValueError: for a name that is no field, suggesting the nearest"""
-        known = [each.name for each in fields(cls)]
+        """Check that all names are fields.
+
+        :raises ValueError: for a name that is no field, suggesting the nearest one
+        """
+        known = [recipe_field.name for recipe_field in fields(cls)]
         for name in names:
             if name not in known:
                 raise ValueError(f"recipe: expected the fields {', '.join(known)}, got {name!r}{nearest(name, known)}")
@@ -145,11 +153,13 @@ class Recipe:
         :raises ValueError: for an unknown field, suggesting the nearest name
         """
         self.check_names(given)
-        return Recipe(**{**{each.name: getattr(self, each.name) for each in fields(self)}, **given})
+        return Recipe(
+            **{**{recipe_field.name: getattr(self, recipe_field.name) for recipe_field in fields(self)}, **given}
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON and checkpoints."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        """The recipe as plain values, for JSON and checkpoints."""
+        values = {recipe_field.name: getattr(self, recipe_field.name) for recipe_field in fields(self)}
         values |= {name: list(values[name]) for name in ("augmentations", "tuned")}
         values["published"] = {
             neuron: {str(time_steps): accuracy for time_steps, accuracy in figures.items()}
@@ -158,16 +168,17 @@ class Recipe:
         return values
 
     def differences(self, other: Recipe) -> list[str]:
-        """The fields in which training by ``other`` differs from training by this, each with both values."""
+        """The fields that make a training by ``other`` differ from one by this recipe, each with both values."""
         return [
-            f"{each.name}: {getattr(other, each.name)!r} then, {getattr(self, each.name)!r} now"
-            for each in fields(self)
-            if each.name not in self.UNTRAINED and getattr(other, each.name) != getattr(self, each.name)
+            f"{recipe_field.name}: {getattr(other, recipe_field.name)!r} then, {getattr(self, recipe_field.name)!r} now"
+            for recipe_field in fields(self)
+            if recipe_field.name not in self.UNTRAINED
+            and getattr(other, recipe_field.name) != getattr(self, recipe_field.name)
         ]
 
     @property
     def published_accuracy(self) -> float | None:
-        """The test accuracy in per cent that the source reports for this neuron and T; None where it reports none."""
+        """The test accuracy in per cent that the source reports for this neuron and T; None if it reports none."""
         return self.published.get(self.neuron, {}).get(self.time_steps)
 
 
@@ -177,7 +188,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """The recipe of that name, or in that file, whose name ends in ``.toml``.
+    """The recipe with this name, or in this file, whose name must end in ``.toml``.
 
     :raises FileNotFoundError: for a file that is not there
     :raises ValueError: for an unknown name, suggesting the nearest one, or a file that holds no recipe
@@ -199,9 +210,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def _check_seed(seed: object) -> None:
-    """:raises TypeError, ValueError: for what is no integer from 0 to below 2**32
+    """Check that a seed is an integer from 0 to below 2**32.
 
-    Of a larger one, torch's generator on the CPU would take the lowest 32 bits: the seed of another run.
+    torch's generator on the CPU would take the lowest 32 bits of a larger integer, which are the seed of another run.
+
+    :raises TypeError, ValueError: for any other value
     """
     _check_integer("seed", seed, least=0)
     if seed >= 2**32:  # type: ignore[operator]
@@ -209,7 +222,10 @@ def _check_seed(seed: object) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """:raises TypeError, ValueError: for no seed, one that is none, or one that comes twice"""
+    """Check that there is at least one seed, and that all seeds are valid and different.
+
+    :raises TypeError, ValueError: if not
+    """
     if not seeds:
         raise ValueError("seeds: expected at least one, got none")
     for seed in seeds:
@@ -231,7 +247,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 
 def _texts(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name}: expected a list of names, got {value!r}")
     return tuple(value)
 

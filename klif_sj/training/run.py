@@ -61,11 +61,11 @@ def network_of(recipe: Recipe, *, keep_state: bool = True) -> SpikingNetwork:
 def load_checkpoint(path: str | Path) -> tuple[Recipe, SpikingNetwork]:
     """The recipe of a checkpoint that ``klif-sj train`` wrote, and its network with the trained weights, on the CPU.
 
-    The network's neurons run by ``backend="auto"``: that of the training may be one that is not here. They keep their
-    states, so that a long sequence can be given to the network in parts.
+    The network's neurons run with ``backend="auto"``, because the backend of the training may not be available here.
+    They keep their states, so that a long sequence can be given to the network in parts.
 
-    :raises FileNotFoundError: where there is none
-    :raises ValueError: for a file that is damaged, no such checkpoint, or whose weights are not its recipe's network's
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: for a file that is damaged or no such checkpoint, or whose weights do not fit its recipe
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
@@ -88,15 +88,16 @@ class Placement:
 
     accelerator: str
     devices: int | list[int] = 1
-    """A number of devices on each node, or the index of the one on this node."""
+    """The number of devices on each node, or a list with the index of the only device."""
     nodes: int = 1
 
     @classmethod
     def find(cls, device: str, processes: int | None = None) -> Placement:
-        """The placement that these ask for, or, under torchrun, that torchrun has started.
+        """The placement for these arguments or, under torchrun, the one that torchrun has started.
 
-        :param device: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``; auto is the GPU where there is one
-        :param processes: on this node, with a device each; None is one, or as many as torchrun has started
+        :param device: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``; auto means the GPU if there is one
+        :param processes: the number of processes on this node, each with a device of its own; None means one, or as
+            many as torchrun has started
         :raises ValueError: for a device that is unknown or absent, or more processes than there are devices
         """
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -128,12 +129,12 @@ class Placement:
 
     @property
     def device(self) -> torch.device:
-        """The device of this process, where it is the only one."""
+        """The device of this process, if it is the only process."""
         return torch.device(self.accelerator, *(self.devices if isinstance(self.devices, list) else ()))
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one, of a distributed training, that writes files and has the say on them."""
+    """Whether this is the process of a distributed training that writes and checks its files."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
@@ -141,17 +142,18 @@ class TrainingRun:
     """A training in the folder ``out``, which holds a checkpoint after every epoch, its logs and its result.
 
     :param recipe: what to train
-    :param out: folder of ``checkpoints/last.ckpt``, ``logs`` (CSV and TensorBoard) and ``result.json``; made where it
-        is missing
+    :param out: folder of ``checkpoints/last.ckpt``, ``logs`` (CSV and TensorBoard) and ``result.json``; it is created
+        if it is missing
     :param data_root: folder of the data sets
-    :param devices: processes with a device each; None is one, or as many as torchrun has started
+    :param devices: the number of processes, each with a device of its own; None means one, or as many as torchrun has
+        started
     :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
-    :param resume: go on where the training in ``out`` was interrupted; one that has not begun begins
+    :param resume: continue the interrupted training in ``out``, or begin if there is none
     :param overwrite: delete the training in ``out`` when this one begins
     :param command: the command line, for the result
-    :param splits: where the data set is kept, see :class:`~klif_sj.training.data.batches.DataModule`
+    :param splits: a dict that keeps the data set; see :class:`~klif_sj.training.data.batches.DataModule`
 
-    Everything that a user can get wrong is refused here, before anything is trained or deleted:
+    The constructor refuses all mistakes that a user can make, before anything is trained or deleted:
 
     :raises ValueError: for an unknown name, a device or backend that is not here, a batch that is larger than the
         training set or does not divide over the devices, a broken data file or checkpoint, an ``out`` that holds
@@ -203,7 +205,7 @@ class TrainingRun:
 
     @property
     def result(self) -> Path:
-        """What :meth:`run` returned, as JSON."""
+        """The JSON file with what :meth:`run` returned."""
         return self.out / "result.json"
 
     def _precision(self) -> str:
@@ -215,7 +217,7 @@ class TrainingRun:
         return self.recipe.precision
 
     def _check_folder(self, resume: bool) -> bool:
-        """Whether there is a checkpoint to go on from. Only the first process looks, as it alone writes."""
+        """Whether there is a checkpoint to continue from. Only the first process, which writes, refuses a folder."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, got the file {self.out}")
         if not self.checkpoint.exists():
@@ -237,8 +239,8 @@ class TrainingRun:
         """Train to the last epoch and write ``result.json``; returns its content. A finished run is not trained again.
 
         :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
-        :raises klif_sj.training.divergence.DivergenceError: where the loss is NaN or infinite
-        :raises OSError: where a checkpoint cannot be saved; the one before it stays
+        :raises klif_sj.training.divergence.DivergenceError: if the loss or its gradient is NaN or infinite
+        :raises OSError: if a checkpoint cannot be saved; the one before it stays
         """
         if self._overwrite:
             shutil.rmtree(self.out, ignore_errors=True)
@@ -306,7 +308,10 @@ class TrainingRun:
 
 
 def _check_backend(backend: str, device: torch.device) -> None:
-    """:raises ValueError: for a backend that is unknown, cannot serve here, or does not serve this device"""
+    """Check that a backend can serve a device.
+
+    :raises ValueError: for a backend that is unknown, cannot serve here, or does not serve this device
+    """
     try:
         runtime.require_backend(backend)
     except RuntimeError as error:
@@ -317,21 +322,21 @@ def _check_backend(backend: str, device: torch.device) -> None:
 def _fit(
     trainer: lightning.Trainer, module: SpikingClassifier, data: lightning.LightningDataModule, checkpoint: Path | None
 ) -> None:
-    """Train to the last epoch, from ``checkpoint`` on where there is one.
+    """Train to the last epoch, from ``checkpoint`` on if there is one.
 
     :raises KeyboardInterrupt: when interrupted, after Lightning has shut down
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint)
-    except SystemExit:  # Lightning's answer to Ctrl-C, of which it ignores any further
+    except SystemExit:  # Lightning raises it at the first Ctrl-C, and ignores any further one
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silences what it says about hardware, workers and its own products; warnings about the training stay."""
+    """Silences Lightning's messages about hardware, workers and its own products; warnings about the training stay."""
     logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -350,7 +355,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def cpu_threads(number: int | None) -> Iterator[None]:
-    """Has torch use this many CPU threads, where a number is given."""
+    """Within the block, torch uses this number of CPU threads, if it is not None."""
     usual = torch.get_num_threads()
     torch.set_num_threads(number or usual)
     try:

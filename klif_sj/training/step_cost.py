@@ -1,4 +1,4 @@
-"""What one training step costs: time, memory, and which backend serves it."""
+"""Measure what one training step costs: time and memory, and which backend serves it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def backends_serving(net: nn.Module, images: Tensor) -> str:
 class StepCost:
     """The cost of one training step: forward, loss and backward of one batch.
 
-    ``seconds`` is the median wall time. ``peak_bytes`` is the most memory that the step holds at a time beyond what was
-    allocated before it, weights and optimiser: activations, gradients and scratch space.
+    ``seconds`` is the median wall time. ``peak_bytes`` is the largest amount of memory that the step holds at a time,
+    for activations, gradients and scratch space. It leaves out the memory that was allocated before the step, for
+    weights and optimiser.
     """
 
     seconds: float
@@ -42,7 +43,7 @@ class StepCost:
 
 
 def measure_step(module: SpikingClassifier, images: Tensor, labels: Tensor, min_seconds: float = 1.0) -> StepCost:
-    """Measure on a copy of the network; the module and the random generator's course are left alone."""
+    """Measure the cost of a step on a copy of the module. Module and random generators are left as they were."""
     module = copy.deepcopy(module).to(images.device).train()
 
     def step() -> None:
@@ -68,7 +69,10 @@ def _peak_on_gpu(step: Callable[[], None], device: torch.device) -> int:
 
 
 def peak_on_cpu(step: Callable[[], None]) -> int:
-    """From the allocations and releases that the profiler sees; the process's own peak would never go down again."""
+    """The peak memory of a step in bytes, from the allocations and releases that the profiler sees.
+
+    The peak of the whole process is of no use here, as it never goes down again.
+    """
     with profile(profile_memory=True) as profiler:
         step()
     with tempfile.TemporaryDirectory() as folder:

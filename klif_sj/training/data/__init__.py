@@ -1,4 +1,4 @@
-"""The data sets. Light to import: :mod:`.catalogue` says what there is; what reads it loads when it is asked for."""
+"""The data sets. :mod:`.catalogue` describes them; the modules that read them are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["make_data"]
 
 
 def make_data(*arguments: Any, **options: Any) -> DataModule:
-    """A :class:`klif_sj.training.data.batches.DataModule`, whose module needs the ``train`` extra."""
+    """Make a :class:`klif_sj.training.data.batches.DataModule`, whose module needs the ``train`` extra."""
     from .batches import DataModule
 
     return DataModule(*arguments, **options)

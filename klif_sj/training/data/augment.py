@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on the device where they are, drawn anew for every batch and alike on every device."""
+"""Augment whole batches on their own device. Every batch gets new random numbers, the same ones on every device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ AUGMENTATIONS = {
 
 
 class Augmentation:
-    """From stored samples to what a network is fed: float32, pixels in [0, 1] or, with 'normalise', standardised.
+    """Turns stored samples into network inputs: float32, with pixels in [0, 1] or, with 'normalise', standardised.
 
-    What is drawn depends on ``(seed, epoch, batch, rank)`` alone, and never on which augmentations are asked for. The
-    order is crop, flip, normalise, cutout, in whatever order they are named: so cutout erases to the mean colour where
-    images are normalised. All time steps of a recording are augmented alike.
+    The random numbers depend on ``(seed, epoch, batch, rank)`` alone, and not on the chosen augmentations. The order is
+    always crop, flip, normalise, cutout, however they are named. So cutout erases to the mean colour if images are
+    normalised. All time steps of a recording are augmented alike.
 
-    :param names: out of :data:`AUGMENTATIONS`
+    :param names: some names of :data:`AUGMENTATIONS`
     :param info: the data set
 
     :raises ValueError: for an unknown name, or 'normalise' for events, whose counts are fed as they are
@@ -51,9 +51,9 @@ class Augmentation:
         self.std = torch.tensor(info.std).view(-1, 1, 1)
 
     def __call__(self, x: Tensor, draw: tuple[int, int, int, int] | None) -> Tensor:
-        """Samples ``[N, C, H, W]`` or ``[N, T, C, H, W]`` augmented; with ``draw`` None nothing random is done to them.
+        """The network inputs for samples ``[N, C, H, W]`` or ``[N, T, C, H, W]``.
 
-        :param draw: seed, epoch, batch and rank
+        :param draw: seed, epoch, batch and rank; None leaves out all random augmentations
         """
         random = None if draw is None else _draw(draw, x)
         if random is not None and "crop" in self.names:
@@ -70,14 +70,14 @@ class Augmentation:
 
 
 def _draw(draw: tuple[int, int, int, int], x: Tensor) -> Tensor:
-    """``[N, 5]``: a crop's offsets, whether to flip, a cutout's centre. One copy to the device, as each one costs."""
+    """A crop's offsets, whether to flip, and a cutout's centre: ``[N, 5]``, so that one copy to the device suffices."""
     size = x.shape[-1]
     above = [2 * PADDING + 1, 2 * PADDING + 1, 2, size, size]
     return torch.from_numpy(np.random.default_rng(draw).integers(0, above, (len(x), 5))).to(x.device, non_blocking=True)
 
 
 def crop(x: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Of each sample padded by zeros, the window of its own size that begins at its offset ``[N, 2]``: row, column."""
+    """A window of each zero-padded sample, of the sample's own size, from its offset ``[N, 2]`` (row, column) on."""
     height, width = x.shape[-2:]
     padded = F.pad(x, (padding,) * 4).flatten(1, -3)
     sample = torch.arange(len(x), device=x.device).view(-1, 1, 1)
@@ -92,9 +92,10 @@ def flip(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Zeros in a square of ``size`` pixels a side around each sample's centre ``[N, 2]``, cut off at the borders.
+    """The samples with zeros in a square of ``size`` pixels a side around their centres ``[N, 2]``.
 
-    It reaches from ``centre - size // 2`` to ``centre + size // 2``, exclusive (DeVries and Taylor, 2017).
+    The square is cut off at the borders. It reaches from ``centre - size // 2`` to ``centre + size // 2``, exclusive
+    (DeVries and Taylor, 2017).
     """
     within = [
         (torch.arange(length, device=x.device) - centres[:, axis, None] + size // 2).ge(0)

@@ -24,7 +24,7 @@ __all__ = ["Batches", "DataModule", "Samples", "load"]
 log = logging.getLogger(__name__)
 
 DEVICE_SHARE = 0.5
-"""Of a GPU's free memory, the most that a data set takes up; a larger one stays on the host."""
+"""The largest share of a GPU's free memory that a data set may take up. A larger data set stays on the host."""
 
 
 def load(name: str, root: Path, split: str, time_steps: int | None = None) -> Split:
@@ -32,7 +32,7 @@ def load(name: str, root: Path, split: str, time_steps: int | None = None) -> Sp
 
     :param split: ``'train'`` or ``'test'``
 
-    Errors as :class:`DataModule`.
+    It raises the errors of :class:`DataModule`.
     """
     if find_dataset(name).kind == "image":
         return load_images(name, root, split)
@@ -42,7 +42,7 @@ def load(name: str, root: Path, split: str, time_steps: int | None = None) -> Sp
 
 
 class Samples:
-    """Some rows of a stored data set, of which every device keeps one copy, however many parts there are.
+    """Some rows of a stored data set. Each device keeps only one copy of the data set, for all parts of it.
 
     :param inputs: images ``[N, C, H, W]`` or frames ``[N, T, C, H, W]``
     :param labels: their classes, ``[N]``
@@ -57,13 +57,13 @@ class Samples:
         return len(self.rows)
 
     def part(self, positions: Tensor) -> Samples:
-        """Those of these samples."""
+        """The samples at these positions."""
         part = Samples(self.inputs, self.labels)
         part.rows, part._stored = self.rows[positions], self._stored
         return part
 
     def stored(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The whole inputs and labels: on the device where they fit, else where they are."""
+        """All inputs and labels of the data set: on the device if they fit, else where they are."""
         if device not in self._stored:
             fits = self._fits(device)
             if not fits:
@@ -79,20 +79,20 @@ class Samples:
 class Batches:
     """An epoch's batches ``(x, labels)``, made on the device: x is ``[N, C, H, W]`` or ``[T, N, C, H, W]``, float32.
 
-    With a ``sampler`` they are in its order, of which Lightning sets the epoch, and augmented at random. Without one,
-    all samples come in their order, shared out among processes so that each sample is in exactly one of them and every
-    process has the same number of batches.
+    With a ``sampler``, whose epoch Lightning sets, the samples come in its order and are augmented at random. Without
+    one, all samples come in their own order. They are shared out among the processes, so that each sample is in exactly
+    one process and every process has the same number of batches.
 
-    :param samples: what to draw from
+    :param samples: the samples of the epoch
     :param batch_size: samples a batch, in each process
-    :param augmentation: from stored samples to network inputs
-    :param device: where the batches are wanted
+    :param augmentation: turns stored samples into network inputs
+    :param device: device of the batches
     :param sampler: order of a training epoch
-    :param rank: of this process among ``world_size``
+    :param rank: number of this process among ``world_size`` processes
     """
 
     batch_sampler = None
-    """Lightning looks for it in whatever has a ``sampler``."""
+    """Lightning reads this attribute of every object that has a ``sampler``."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Batches:
 
     def __len__(self) -> int:
         batches = -(-len(self.samples) // (self.batch_size * self.world_size))
-        # A share of a test set may be smaller by one sample, and still none of its batches is empty.
+        # The share of one process may be smaller by one sample, and even then none of its batches may be empty.
         return batches if self.sampler is not None else min(batches, max(1, len(self.samples) // self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,24 +134,23 @@ class Batches:
 class DataModule(lightning.LightningDataModule):
     """A data set in memory, in batches on the trainer's device.
 
-    The order of the training set depends on ``(seed, epoch, world size)`` alone, and what augmentation draws on
-    ``(seed, epoch, batch, rank)``, so a resumed run meets what an uninterrupted one meets. Processes share out the
-    samples here: the Trainer is made with ``use_distributed_sampler=False``.
+    The order of the training set depends on ``(seed, epoch, world size)`` alone, and the random numbers of augmentation
+    on ``(seed, epoch, batch, rank)`` alone. So a resumed run gets the same batches as an uninterrupted one. This class
+    shares out the samples among processes, so the Trainer must be made with ``use_distributed_sampler=False``.
 
-    The validation loader is the part of the training set that was put aside, or, where none was, the test set: then it
-    draws test accuracy by epoch, as papers do, and may choose nothing.
+    The validation loader gives the part of the training set that was put aside or, if none was, the test set. Then the
+    accuracies by epoch are test accuracies, as in papers, and must not be used to choose anything.
 
     :param dataset: a key of :data:`klif_sj.training.data.catalogue.DATASETS`
     :param root: folder of all data sets
     :param batch_size: samples a batch, in each process
-    :param seed: of the order and the augmentation
-    :param time_steps: frames a recording of events; images need none
-    :param augmentations: out of :data:`klif_sj.training.data.augment.AUGMENTATIONS`
-    :param validation: what is not trained on, drawn from each class by the seed: a fraction of the training set below
-        1, or a number of samples; 0 is none
-
-    :param splits: where the training and the test set are kept once they are read; data modules of one data set and T
-        may share it. Where a part of the training set is put aside, the test set is not read before it is asked for.
+    :param seed: seed of the order and the augmentation
+    :param time_steps: frames for each recording of events; images do not need it
+    :param augmentations: some names of :data:`klif_sj.training.data.augment.AUGMENTATIONS`
+    :param validation: the part of the training set that is not trained on, which the seed draws from each class: a
+        fraction below 1, or a number of samples; 0 puts nothing aside
+    :param splits: a dict that keeps the training and the test set once they are read. Data modules of one data set and
+        T may share it. If a part of the training set is put aside, the test set is only read when it is used.
 
     :raises ValueError: for an unknown name, a number out of range, a batch larger than the training set, a broken file
     :raises FileNotFoundError: for a data set that is not there, saying where it comes from and what to type
@@ -219,27 +218,27 @@ class DataModule(lightning.LightningDataModule):
         )
 
     def _place(self) -> tuple[int, int]:
-        """This process's number, and how many there are."""
+        """The number of this process, and the number of all processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _require_full_batch(self, world_size: int) -> None:
         if self.batch_size * world_size > len(self.train):
-            what = "images" if self.info.kind == "image" else "recordings"
+            noun = "images" if self.info.kind == "image" else "recordings"
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
             raise ValueError(
-                f"batch_size: expected at most the {len(self.train)} training {what} of {self.dataset}"
+                f"batch_size: expected at most the {len(self.train)} training {noun} of {self.dataset}"
                 f"{processes}, got {self.batch_size}"
             )
 
 
 def _put_aside(samples: Samples, part: float, seed: int) -> tuple[Samples, Samples]:
-    """The samples without that part of each class, and that part."""
+    """Split the samples into those to train on, and the part of each class that is put aside."""
     labels = np.asarray(samples.labels)
     try:
-        kept, aside = train_test_split(np.arange(len(labels)), test_size=part, stratify=labels, random_state=seed)
+        training, aside = train_test_split(np.arange(len(labels)), test_size=part, stratify=labels, random_state=seed)
     except ValueError as error:
         raise ValueError(
             f"validation: expected a fraction or a number of the {len(labels)} training samples that leaves some of "
             f"each class on either side, got {part} ({error})"
         ) from error
-    return tuple(samples.part(torch.from_numpy(np.sort(rows))) for rows in (kept, aside))  # type: ignore[return-value]
+    return tuple(samples.part(torch.from_numpy(np.sort(rows))) for rows in (training, aside))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What there is to know of a data set before it is read. Light to import, for the command line."""
+"""Facts about the data sets, without reading them. The command line needs them first, so the module imports quickly."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["DATASETS", "DatasetInfo", "find_dataset"]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set by its command-line name."""
+    """What is known about a data set before it is read."""
 
     title: str
     kind: Literal["image", "events"]
     """Still images, which a network repeats at every time step, or events integrated to one frame a time step."""
     image_size: int
-    """Pixels a side; all of these are square."""
+    """Pixels a side; all images and frames are square."""
     in_channels: int
     """Colours, or the two polarities of an event."""
     classes: int
@@ -28,9 +28,9 @@ class DatasetInfo:
     home: str
     """The page that it comes from."""
     folder: str = ""
-    """Where it lies under the folder of all data sets; empty where it comes with a library."""
+    """Its folder within the folder of all data sets; empty if it comes with a library."""
     mean: tuple[float, ...] = ()
-    """Of the training set's pixels in [0, 1], by channel; empty for event counts, which are not normalised."""
+    """The mean of the training set's pixels in [0, 1], by channel; empty for event counts, which are not normalised."""
     std: tuple[float, ...] = ()
 
 
@@ -128,7 +128,10 @@ DATASETS = {
 
 
 def find_dataset(name: str) -> DatasetInfo:
-    """:raises ValueError: for an unknown data set, suggesting the nearest name"""
+    """The data set with this name.
+
+    :raises ValueError: for an unknown data set, suggesting the nearest name
+    """
     if name not in DATASETS:
         raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}{nearest(name, DATASETS)}")
     return DATASETS[name]

@@ -1,4 +1,4 @@
-"""The sets of event recordings: read by SpikingJelly, integrated to frames once, kept beside the recordings."""
+"""The sets of event recordings. SpikingJelly reads them; they are integrated once, and the frames are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["load_events"]
 log = logging.getLogger(__name__)
 
 TRAIN_SHARE = 0.9
-"""Of each class of CIFAR10-DVS, which has no official split."""
+"""The share of each class of CIFAR10-DVS that is the training set, as there is no official split."""
 
 AEDAT3_PACKET = np.dtype(
     [("type", "<u2"), ("source", "<u2"), ("size", "<u4"), ("offset", "<u4"), ("overflow", "<u4"), ("capacity", "<u4")]
@@ -37,9 +37,9 @@ AEDAT3_PACKET = np.dtype(
 def load_events(name: str, root: Path, split: str, time_steps: int) -> Split:
     """The training or the test set called ``name``, each recording integrated to ``time_steps`` frames.
 
-    A recording's events are divided into ``time_steps`` runs of the same number; a frame counts the events of a run by
-    polarity and pixel. The counts of both sets are kept in ``root/FOLDER/frames_T`` in the smallest integer that holds
-    them, and are mapped into memory from there.
+    A recording's events are divided into ``time_steps`` runs with the same number of events. A frame counts the events
+    of a run by polarity and pixel. The counts of both sets are kept in ``root/FOLDER/frames_T``, in the smallest
+    integer type that holds them, and are mapped into memory from there.
 
     :raises ValueError: for a broken file, naming it
     :raises FileNotFoundError: for a data set that is not there, saying what to put where
@@ -51,7 +51,7 @@ def load_events(name: str, root: Path, split: str, time_steps: int) -> Split:
         events = folder / "events_np"
         if not (events.is_dir() or (folder / "extract").is_dir()):
             _check_archives(info, recordings.reader(), folder / "download")
-        # A warning, as logging shows by default: it looks like a standstill.
+        # Logging shows a warning by default. Without one, the integration looks like a standstill.
         log.warning("%s: its recordings are integrated into %s, once; this takes minutes", info.title, frames)
         with locked(folder):
             if not events.is_dir():
@@ -82,10 +82,10 @@ def _check_archives(info: DatasetInfo, reader: Any, folder: Path) -> None:
 
 
 def _convert(recordings: Recordings, folder: Path) -> None:
-    """SpikingJelly's ``extract`` and ``events_np`` out of its ``download``, as its own class would make them."""
+    """Make SpikingJelly's folders ``extract`` and ``events_np`` from ``download``, as its own class does."""
     reader, extracted = recordings.reader(), folder / "extract"
     if extracted.is_dir():
-        # Not out of an archive whose MD5 was just checked.
+        # These files do not come out of an archive whose MD5 was just checked.
         for file in sorted(extracted.rglob(recordings.files)):
             recordings.check(file)
     else:
@@ -141,10 +141,10 @@ class Recordings:
     class_name: str
     files: str
     check: Callable[[Path], None]
-    """Raises for a file that SpikingJelly would read in part, or stumble over without saying which it is."""
+    """Raises an error for a file that SpikingJelly would read in part, or fail to read without naming it."""
 
     def reader(self) -> Any:
-        """SpikingJelly's class for them, imported when it is needed: its package takes seconds to load."""
+        """SpikingJelly's class for them. It is imported when it is needed, as its package takes seconds to load."""
         return getattr(importlib.import_module(f"spikingjelly.datasets.{self.module}"), self.class_name)
 
 
@@ -156,9 +156,9 @@ RECORDINGS = {
 
 
 def _splits(info: DatasetInfo, events: Path) -> dict[str, list[tuple[Path, int]]]:
-    """The files of either split, each with its class, by class and name.
+    """The files of both splits, each with its class, sorted by class and name.
 
-    :raises ValueError: where there are more or fewer than the data set has
+    :raises ValueError: if there are more or fewer files than the data set has
     """
     if (events / "train").is_dir():
         splits = {split: [file for files in _by_class(events / split) for file in files] for split in info.splits}
@@ -178,7 +178,7 @@ def _splits(info: DatasetInfo, events: Path) -> dict[str, list[tuple[Path, int]]
 
 
 def _by_class(folder: Path) -> Iterator[list[tuple[Path, int]]]:
-    """The recordings in SpikingJelly's order. A class whose folder is a number is that one, whatever its place."""
+    """The recordings of each class, in SpikingJelly's order. If a folder's name is a number, this is its class."""
     for place, path in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         label = int(path.name) if path.name.isdigit() else place
         yield [(file, label) for file in sorted(path.glob("*.npz"))]
@@ -195,7 +195,7 @@ def _integrate(info: DatasetInfo, splits: dict[str, list[tuple[Path, int]]], fol
 
 
 def _write_frames(info: DatasetInfo, files: Sequence[Path], out: Path, time_steps: int, dtype: type) -> bool:
-    """Writes all frames as that integer; False where a count is beyond it."""
+    """Write all frames in this integer type; returns False if a count is too large for it."""
     shape = (len(files), time_steps, info.in_channels, info.image_size, info.image_size)
     stored = np.lib.format.open_memmap(out, mode="w+", dtype=dtype, shape=shape)
 
@@ -224,7 +224,7 @@ def _frames(info: DatasetInfo, file: Path, time_steps: int) -> np.ndarray:
         if max(events["x"].max(), events["y"].max()) >= size:
             raise ValueError(f"events beyond the sensor's {size}x{size} pixels")
         return integrate_events_by_fixed_frames_number(events, "number", time_steps, size, size)
-    except Exception as error:  # a broken archive shows in many ways
+    except Exception as error:  # a broken archive raises errors of many kinds
         raise ValueError(
             f"{file}: the recording cannot be read ({error}). Delete the folder events_np and run again"
         ) from error
@@ -232,7 +232,7 @@ def _frames(info: DatasetInfo, file: Path, time_steps: int) -> np.ndarray:
 
 def _read_frames(info: DatasetInfo, folder: Path, split: str) -> Split:
     try:
-        # Mapped copy-on-write: nothing is read before it is needed, and nothing is ever written.
+        # The file is mapped copy-on-write: nothing is read before it is needed, and nothing is ever written.
         frames = np.load(folder / f"{split}_frames.npy", mmap_mode="c")
         labels = np.load(folder / f"{split}_labels.npy")
         if not len(frames) == len(labels) == info.splits[split]:

@@ -31,13 +31,13 @@ CIFAR_BINARY: dict[str, tuple[int, dict[str, list[str]]]] = {
     "cifar10": (1, {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}),
     "cifar100": (2, {"train": ["train.bin"], "test": ["test.bin"]}),
 }
-"""The bytes of labels in a record, the last of which is the class, and the files of either split."""
+"""For each data set the number of label bytes in a record, the last of which is the class, and the files by split."""
 
 
 def load_images(name: str, root: Path, split: str) -> Split:
     """The training or the test set called ``name``.
 
-    :param split: ``'train'`` or ``'test'``, of which the other is not read
+    :param split: ``'train'`` or ``'test'``; the other one is not read
     :raises ValueError: for a broken file, naming it
     :raises FileNotFoundError: for a data set that is not there and cannot be downloaded
     """
@@ -73,19 +73,19 @@ def _mnist(name: str, root: Path, split: str) -> Split:
     _require_size(images, 16 + info.splits[split] * info.image_size**2)
     _require_size(labels, 8 + info.splits[split])
     try:
-        found = reader(str(root), train=split == "train")
-        if found.data.shape[1:] != (info.image_size, info.image_size) or found.targets.max() >= info.classes:
-            raise ValueError(f"images of {tuple(found.data.shape[1:])} pixels, labels up to {found.targets.max()}")
-    except Exception as error:  # torchvision meets a broken file with whatever its parser stumbles over
+        dataset = reader(str(root), train=split == "train")
+        if dataset.data.shape[1:] != (info.image_size, info.image_size) or dataset.targets.max() >= info.classes:
+            raise ValueError(f"images of {tuple(dataset.data.shape[1:])} pixels, labels up to {dataset.targets.max()}")
+    except Exception as error:  # torchvision's parser raises errors of many kinds for a broken file
         raise ValueError(
             f"{folder}: the {'train' if split == 'train' else 't10k'} files cannot be read ({error}). "
             "Delete them and run again to download them"
         ) from error
-    return found.data.unsqueeze(1), found.targets
+    return dataset.data.unsqueeze(1), dataset.targets
 
 
 def _cifar_binary(name: str, root: Path, split: str) -> Split:
-    """The official binary version: records of the labels, then the planes of red, green and blue."""
+    """Read the official binary version. Its records hold the labels, then the planes of red, green and blue."""
     info = find_dataset(name)
     label_bytes, files = CIFAR_BINARY[name]
     pixels = info.in_channels * info.image_size**2
@@ -109,7 +109,7 @@ def _cifar_binary(name: str, root: Path, split: str) -> Split:
 
 
 def _cifar_python(name: str, root: Path, split: str) -> Split:
-    """Torchvision's files, which are pickles: opened only where their MD5 is the published one."""
+    """Read torchvision's files. They are pickles, so they are opened only if their MD5 is the published one."""
     info, reader = find_dataset(name), TORCHVISION[name]
     folder = root / reader.base_folder
     files = {folder / file: md5 for file, md5 in (*reader.train_list, *reader.test_list)}
@@ -123,12 +123,15 @@ def _cifar_python(name: str, root: Path, split: str) -> Split:
                 f"{file}: expected the file of {info.title} whose MD5 is {md5}; this one is truncated or corrupt. "
                 "Delete it and run again to download it"
             )
-    found = reader(str(root), train=split == "train")
-    return torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+    dataset = reader(str(root), train=split == "train")
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
 
 
 def _require_size(file: Path, size: int) -> None:
-    """:raises ValueError: for a file of another size, naming it"""
+    """Check the size of a file in bytes.
+
+    :raises ValueError: for a file of another size, naming it
+    """
     if file.stat().st_size != size:
         raise ValueError(
             f"{file}: expected {size} bytes, got {file.stat().st_size}; the file is truncated or another's. "
@@ -137,7 +140,10 @@ def _require_size(file: Path, size: int) -> None:
 
 
 def _download(name: str, root: Path, missing: str) -> None:
-    """:raises FileNotFoundError: where that fails, saying where the data set comes from and what to type"""
+    """Download a data set with torchvision.
+
+    :raises FileNotFoundError: if that fails, saying where the data set comes from and what to type
+    """
     info, reader = find_dataset(name), TORCHVISION[name]
     try:
         with locked(root):

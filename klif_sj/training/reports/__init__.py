@@ -1,1 +1,1 @@
-"""What several trainings say together: a comparison of neurons, and the reproduction of a paper's tables."""
+"""Reports on several trainings: a comparison of neurons, and the reproduction of a paper's tables."""

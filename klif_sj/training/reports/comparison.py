@@ -29,25 +29,25 @@ Report = dict[str, Any]
 
 
 class Comparison:
-    """A comparison of neurons in ``out``: a :class:`~klif_sj.training.run.TrainingRun` for each of them and each seed.
+    """A comparison of neurons in ``out``: a :class:`~klif_sj.training.run.TrainingRun` for each neuron and each seed.
 
-    All are by one recipe, in float32. Those of one seed start from the same initial weights, and meet the same order
-    of the data and the same dropout, so that their accuracies compare in pairs.
+    All runs follow one recipe, in float32. Runs with the same seed start from the same initial weights and get the same
+    order of the data and the same dropout, so that their accuracies can be compared in pairs.
 
     :param recipe: how each neuron is trained
     :param neurons: keys of :data:`klif_sj.models.NEURONS`; one that is named twice, under whatever alias, is trained
         once
     :param seeds: each trains all neurons once
-    :param out: folder of the report, its pictures and ``runs``; made where it is missing
+    :param out: folder of the report, its pictures and ``runs``; it is created if it is missing
     :param data_root: folder of the data sets
     :param accelerator: ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'cuda:N'``
-    :param resume: go on where an interrupted comparison in ``out`` stopped
+    :param resume: continue an interrupted comparison in ``out``
     :param command: the command line, for the report
 
-    Everything that a user can get wrong is refused here, before anything is trained or deleted:
+    The constructor refuses all mistakes that a user can make, before anything is trained or deleted:
 
     :raises ValueError: for no neuron or an unknown one, seeds that repeat, another precision, validation samples, a
-        resumption by another recipe, an ``out`` that holds an unfinished comparison and no ``resume``; and as
+        resumption by another recipe, or, without ``resume``, an ``out`` that holds an unfinished comparison; and as
         ``TrainingRun``
     :raises FileNotFoundError: for a data set that is not there and cannot be downloaded
     """
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def _begun(self) -> Path:
-        """By which recipe the runs in the folder are."""
+        """The file with the recipe of the runs in the folder."""
         return self.out / "comparison.json"
 
     @property
@@ -104,7 +104,7 @@ class Comparison:
         return self.out / "report.json"
 
     def _check_folder(self, resume: bool) -> bool:
-        """Whether the folder holds a finished comparison in whose place this one comes."""
+        """Whether the folder holds a finished comparison, which this one replaces."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out: expected a folder, got the file {self.out}")
         if not self._runs.exists():
@@ -148,24 +148,26 @@ class Comparison:
             "environment": environment(),
         }
         report["conclusion"] = conclusion_of(report)
-        report["pictures"] = draw_neurons({name: found["runs"] for name, found in report["neurons"].items()}, self.out)
+        report["pictures"] = draw_neurons(
+            {name: results_of_neuron["runs"] for name, results_of_neuron in report["neurons"].items()}, self.out
+        )
         write_atomically(self.out / "report.md", markdown(report))
         write_json(self._report, report)
         return report
 
     def _summary(self, name: str, results: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
-        """What there is to say of a neuron: its runs, their means, the difference to the first neuron, a step's cost.
+        """The results of a neuron: its runs, their means, the difference from the first neuron, and the cost of a step.
 
         All accuracies but those of single runs are in per cent, their differences in points.
         """
         own = {seed: result for (neuron, seed), result in results.items() if neuron == name}
         first = next(neuron for neuron, _ in results)
-        accuracies, to = (
-            {seed: 100 * result["test_accuracy"] for (neuron, seed), result in results.items() if neuron == which}
-            for which in (name, first)
+        accuracies, baseline = (
+            {seed: 100 * result["test_accuracy"] for (neuron, seed), result in results.items() if neuron == compared}
+            for compared in (name, first)
         )
-        difference = None if name == first else paired_difference(accuracies, to)
-        some = next(iter(own.values()))
+        difference = None if name == first else paired_difference(accuracies, baseline)
+        first_result = next(iter(own.values()))
         return {
             "test_accuracy": statistics.fmean(accuracies.values()),
             "deviation": statistics.stdev(accuracies.values()) if len(own) > 1 else None,
@@ -173,13 +175,13 @@ class Comparison:
             **{
                 quantity: {
                     layer: statistics.fmean(result[quantity][layer] for result in own.values())
-                    for layer in some[quantity]
+                    for layer in first_result[quantity]
                 }
                 for quantity in ("firing_rate", "k")
             },
             **_step_cost(self.runs[name, next(iter(own))]),
-            "backend": some["backend"],
-            "parameters": some["parameters"],
+            "backend": first_result["backend"],
+            "parameters": first_result["parameters"],
             "runs": [
                 {"seed": seed, **{key: result[key] for key in ("test_accuracy", "seconds", "history")}}
                 for seed, result in own.items()
@@ -188,7 +190,7 @@ class Comparison:
 
 
 def _step_cost(run: TrainingRun) -> dict[str, float]:
-    """Of a batch of the training set, whose batches are as large as is said; those of the test set share it out."""
+    """The cost of a step with a batch of the training set, because a batch of the test set may be smaller."""
     device = run.placement.device
     images, labels = (part.to(device) for part in next(iter(run.data.train_dataloader())))
     with cpu_threads(run.recipe.threads):
@@ -203,9 +205,9 @@ def results_table(report: Report) -> str:
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         accuracies = [[100 * run["test_accuracy"] for run in result["runs"]] for result in results]
-        yield "test accuracy, %", [mean_and_deviation(each) for each in accuracies]
+        yield "test accuracy, %", [mean_and_deviation(of_seeds) for of_seeds in accuracies]
         if len(report["seeds"]) > 1:
-            yield "of each seed", [", ".join(f"{accuracy:.2f}" for accuracy in each) for each in accuracies]
+            yield "of each seed", [", ".join(f"{accuracy:.2f}" for accuracy in of_seeds) for of_seeds in accuracies]
         if any(differences):
             yield f"less {next(iter(report['neurons']))}'s, points", ["–" if d is None else str(d) for d in differences]
         for quantity, title in (("firing_rate", "firing rate"), ("k", "k")):

@@ -17,7 +17,7 @@ __all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a table: a neuron in a recipe, under the name that the table's row has."""
+    """One figure of a table: a recipe and a neuron, under the name of the table's row."""
 
     row: str
     recipe: str
@@ -41,19 +41,19 @@ class Table:
     ) -> list[Figure]:
         """The figures on these data sets, networks and neurons, in the table's order; on all where none are named.
 
-        :raises ValueError: for a name that the table does not have, suggesting the nearest; for names of which it has
-            each, but no figure of them together
+        :raises ValueError: for a name that the table does not have, suggesting the nearest; for names that the table
+            has, but in no figure together
         """
         chosen = {figure: figure.as_published() for figure in self.figures}
-        for what, names in (("dataset", datasets), ("network", networks), ("neuron", neurons)):
-            known = dict.fromkeys(getattr(figure.as_published(), what) for figure in self.figures)
+        for field, names in (("dataset", datasets), ("network", networks), ("neuron", neurons)):
+            known = dict.fromkeys(getattr(figure.as_published(), field) for figure in self.figures)
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"{what}: expected one of {', '.join(known)}, which Table {self.number} has, "
+                        f"{field}: expected one of {', '.join(known)}, which Table {self.number} has, "
                         f"got {name!r}{nearest(name, known)}"
                     )
-            chosen = {f: recipe for f, recipe in chosen.items() if not names or getattr(recipe, what) in names}
+            chosen = {f: recipe for f, recipe in chosen.items() if not names or getattr(recipe, field) in names}
         if not chosen:
             raise ValueError(f"Table {self.number} has no figure of these data sets, networks and neurons together")
         return list(chosen)
@@ -98,16 +98,16 @@ TABLES = {
 """The tables of results by number. Table 3 prints KLIF without coding layers twice; here it is one row."""
 
 TUNED = "tuned"
-"""In place of the value of a field that was chosen for each neuron."""
+"""This text stands for the value of a field that was chosen for each neuron."""
 
 SAME_EITHER_WAY = ("neuron", "seed", "backend", "channels_last", "threads")
-"""Fields in which a run may differ from the published recipe and still be by it."""
+"""Fields in which a run may differ from the published recipe and still count as published."""
 
 
 def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """The fields in which a recipe differs from the published one of its name: its value, and the published one.
 
-    A field that was tuned for each neuron differs in that alone, so that the neurons' runs go together.
+    The value of a field that was tuned for each neuron is :data:`TUNED`, so that the runs of all neurons go together.
     """
     published = load_recipe(recipe.name)
     return {
@@ -120,7 +120,7 @@ def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def size_name(recipe: Recipe) -> str:
-    """The recipe's name and all in which it differs from the published one: what its runs with any neuron share."""
+    """A name that the runs with all neurons share: the recipe's name and its differences from the published one."""
     differences = (
         f"tuned {title_of(field)}" if value == TUNED else f"{title_of(field)}{as_text(value)}"
         for field, (value, _) in changes(recipe).items()
@@ -129,17 +129,17 @@ def size_name(recipe: Recipe) -> str:
 
 
 def run_name(recipe: Recipe) -> str:
-    """A name for one run, which runs of another size, neuron or seed do not have."""
+    """A name for one run, which no run of another size, neuron or seed has."""
     return f"{size_name(recipe)}-{recipe.neuron}-seed{recipe.seed}"
 
 
 def title_of(field: str) -> str:
-    """A recipe's field, as a reader expects it."""
+    """The name of a recipe's field for a reader."""
     return "T" if field == "time_steps" else field.replace("_", " ")
 
 
 def as_text(value: Any) -> str:
-    """A recipe's value, as short as it goes."""
+    """The value of a recipe's field as a short text."""
     if isinstance(value, tuple):
         return "+".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -41,7 +41,7 @@ STYLE: Any = {
     "lines.markersize": 3.5,
     "savefig.dpi": 200,
     "svg.hashsalt": "klif_sj",
-    # The layers of a deep network are more than there are colours.
+    # A deep network has more layers than there are colours.
     "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS, marker=tuple(MARKERS)),
 }
 
@@ -54,22 +54,24 @@ def draw_neurons(runs: Runs, out: Path, *, prefix: str = "", suffix: str = ".png
     """Draw accuracy, k and firing rates into the folder ``out``; returns the files' names.
 
     Lines and bars are means over the seeds, bands a sample standard deviation to either side, and dots single seeds.
-    Without a neuron that has a k, there is no picture of k.
+    There is a picture of k only if a neuron has a k.
 
-    :param runs: by neuron
-    :param prefix: how the files' names begin
-    :param suffix: how they end, which decides the format
+    :param runs: the runs of each neuron
+    :param prefix: the beginning of the files' names
+    :param suffix: the end of the files' names, which decides the format
     """
     with matplotlib.rc_context(STYLE):
         figures = {
             f"{prefix}accuracy{suffix}": _accuracy(runs),
-            f"{prefix}k{suffix}": _k({name: each for name, each in runs.items() if by_layer(_last(each[0]), "k")}),
+            f"{prefix}k{suffix}": _k(
+                {name: neuron_runs for name, neuron_runs in runs.items() if by_layer(_last(neuron_runs[0]), "k")}
+            ),
             f"{prefix}firing_rate{suffix}": _firing_rates(runs),
         }
         for name, figure in figures.items():
             (out / name).unlink(missing_ok=True)
             if figure is not None:
-                # Of equal data, equal files: without the date, and with the salt in STYLE.
+                # Without the date, and with the salt in STYLE, equal data give equal files.
                 figure.savefig(out / name, metadata={"Date": None} if suffix == ".svg" else None)
     return [name for name, figure in figures.items() if figure is not None]
 
@@ -95,17 +97,19 @@ def _curve(axes: Axes, runs: Sequence[Mapping[str, Any]], quantity: str, label: 
 
 
 def _accuracy(runs: Runs) -> Figure:
-    """Curves by epoch and, of several seeds, the last epoch's accuracies, where a grey line joins those of a seed."""
-    figure, panels = _panels(2 if any(len(each) > 1 for each in runs.values()) else 1, sharey=False)
-    for name, each in runs.items():
-        _curve(panels[0], each, "test_accuracy", name, factor=100)
+    """Curves by epoch and, with several seeds, the accuracies of the last epoch, with a grey line for each seed."""
+    figure, panels = _panels(2 if any(len(neuron_runs) > 1 for neuron_runs in runs.values()) else 1, sharey=False)
+    for name, neuron_runs in runs.items():
+        _curve(panels[0], neuron_runs, "test_accuracy", name, factor=100)
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(loc="lower right")
     for axes in panels[1:]:
-        last = [{run["seed"]: 100 * _last(run)["test_accuracy"] for run in each} for each in runs.values()]
+        last = [
+            {run["seed"]: 100 * _last(run)["test_accuracy"] for run in neuron_runs} for neuron_runs in runs.values()
+        ]
         for seed in {seed for accuracies in last for seed in accuracies}:
-            having = [(place, accuracies[seed]) for place, accuracies in enumerate(last) if seed in accuracies]
-            axes.plot(*zip(*having, strict=True), color="0.8", linestyle="-", marker="", zorder=1)
+            points = [(place, accuracies[seed]) for place, accuracies in enumerate(last) if seed in accuracies]
+            axes.plot(*zip(*points, strict=True), color="0.8", linestyle="-", marker="", zorder=1)
         for place, (accuracies, line) in enumerate(zip(last, panels[0].lines, strict=True)):
             axes.scatter([place] * len(accuracies), list(accuracies.values()), color=line.get_color(), zorder=2)
         axes.set_xticks(range(len(runs)), runs, rotation=90 if len(runs) > 3 else 0)
@@ -118,9 +122,9 @@ def _k(runs: Runs) -> Figure | None:
     if not runs:
         return None
     figure, panels = _panels(len(runs))
-    for axes, (name, each) in zip(panels, runs.items(), strict=True):
-        for layer in by_layer(_last(each[0]), "k"):
-            _curve(axes, each, f"k/{layer}", layer)
+    for axes, (name, neuron_runs) in zip(panels, runs.items(), strict=True):
+        for layer in by_layer(_last(neuron_runs[0]), "k"):
+            _curve(axes, neuron_runs, f"k/{layer}", layer)
         axes.set_title(name)
     panels[0].set_ylabel("k at the end of the epoch")
     columns = 1 + (len(panels[-1].lines) - 1) // (2 * MANY_LAYERS)
@@ -132,12 +136,12 @@ def _firing_rates(runs: Runs) -> Figure:
     figure, (axes,) = _panels(1)
     layers = list(by_layer(_last(next(iter(runs.values()))[0]), "firing_rate"))
     width = 0.8 / len(runs)
-    for position, (name, each) in enumerate(runs.items()):
+    for position, (name, neuron_runs) in enumerate(runs.items()):
         places = np.arange(len(layers)) + (position - (len(runs) - 1) / 2) * width
-        rates = np.array([[_last(run)[f"firing_rate/{layer}"] for layer in layers] for run in each])
+        rates = np.array([[_last(run)[f"firing_rate/{layer}"] for layer in layers] for run in neuron_runs])
         bars = axes.bar(places, rates.mean(0), width * 0.92, label=name)
-        if len(each) > 1:
-            axes.scatter(np.tile(places, len(each)), rates, s=6, color="0.3", zorder=3)
+        if len(neuron_runs) > 1:
+            axes.scatter(np.tile(places, len(neuron_runs)), rates, s=6, color="0.3", zorder=3)
         elif len(runs) <= 3 and len(layers) <= MANY_LAYERS:
             axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
     axes.set_xticks(range(len(layers)), layers, rotation=90 if len(layers) > MANY_LAYERS else 0)

@@ -21,23 +21,23 @@ from .tuning import Tuned
 __all__ = ["plan", "reproduce"]
 
 TABLES_OWN = {*Recipe.UNTRAINED, "network", "dataset", "neuron", "coding", "seed", "validation"}
-"""Fields of a recipe that tell which figure it is, and which run; a figure is of the test set."""
+"""Fields of a recipe that cannot be given: they identify the figure and the run, and figures are of the test set."""
 
 UNFINISHED = "runs"
-"""Folder of the runs' checkpoints, which are needed to go on with a run and not for the page."""
+"""Folder of the runs' checkpoints. They are needed to continue a run, and not for the page."""
 
 
 def plan(
     figures: Iterable[Figure], seeds: Sequence[int], tuned: Tuned | None = None, **given: Any
 ) -> dict[str, Recipe]:
-    """The runs that figures need, by name; a run that several figures need comes once, and one seed after the other.
+    """The runs that figures need, by name, one seed after the other. A run that several figures need comes once.
 
     :param figures: what is to be reproduced
     :param seeds: one run for each
     :param tuned: values that were chosen for each neuron
     :param given: values of :class:`~klif_sj.training.recipe.Recipe` in place of the paper's
-    :raises ValueError: for a value that the recipe refuses, or that is the table's to choose, no seed or a
-        repeated one, values that were tuned for another recipe or not for this neuron, or are given as well
+    :raises ValueError: for a value that the recipe refuses, or that the table chooses; for no seed or a repeated one;
+        for tuned values that belong to another recipe, lack a neuron, or are given as well
     """
     check_seeds(seeds)
     for name in sorted(TABLES_OWN & given.keys()):
@@ -52,20 +52,20 @@ def plan(
 
 
 def reproduce(runs: dict[str, Recipe], out: Path, console: Console, tuned: Tuned | None = None, **how: Any) -> None:
-    """Train what has no result in ``out`` yet, and write the page after each run.
+    """Train the runs that have no result in ``out`` yet, and write the page after each run.
 
     ``out/results`` gets a JSON file for each finished run, ``out/README.md`` and ``out/pictures`` the page,
     ``out/runs`` the checkpoints, from which the next call goes on with an unfinished run, ``out/tuning`` how values
     were chosen for each neuron.
 
     :param runs: what to run, by name
-    :param out: folder of these runs, and of those before
+    :param out: folder of these runs, and of earlier ones
     :param console: shows progress
     :param tuned: the values that were chosen for each neuron, where any were
     :param how: ``data_root``, ``devices``, ``accelerator`` and ``command`` of
         :class:`~klif_sj.training.run.TrainingRun`
-    :raises ValueError: before anything is run, where ``out`` has a result of the same name from another recipe, or a
-        page that is no reproduction's
+    :raises ValueError: before anything is run, if ``out`` has a result of the same name from another recipe, or a page
+        that is no reproduction's
     :raises FileNotFoundError: after all other runs, for those whose data set is not there
     :raises klif_sj.training.divergence.DivergenceError: after all other runs, for those that diverged
     """
@@ -97,7 +97,7 @@ def reproduce(runs: dict[str, Recipe], out: Path, console: Console, tuned: Tuned
 
 @rank_zero_only
 def _write(out: Path, name: str = "", result: dict[str, Any] | None = None) -> None:
-    """The page, and before it a run's result; of several processes, the first one does."""
+    """Write a run's result, if there is one, and then the page. Only the first of several processes does so."""
     if result is not None:
         write_json(_result_file(out, name), result, indent=1)
     write_page(out)

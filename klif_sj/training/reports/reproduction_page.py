@@ -61,39 +61,39 @@ class Result:
 
     @property
     def size(self) -> str:
-        """What the run shares with those of other neurons and seeds that were run alike."""
+        """The name that the run shares with runs of other neurons and seeds that are otherwise alike."""
         return size_name(self.recipe)
 
     @property
     def run_as(self) -> str:
-        """In what the run differs from the paper's."""
-        found = changes(self.recipe)
-        if not found:
+        """A text that says how the run differs from the paper's."""
+        changed = changes(self.recipe)
+        if not changed:
             return "as published"
-        kinds = {_kind(name, value, paper) for name, (value, paper) in found.items()}
+        kinds = {_kind(name, value, paper) for name, (value, paper) in changed.items()}
         differences = (
-            f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in found.items()
+            f"{title_of(name)} {as_text(value)} instead of {as_text(paper)}" for name, (value, paper) in changed.items()
         )
         return f"**{', '.join(sorted(kinds))}**: {', '.join(differences)}"
 
 
 def _kind(name: str, value: Any, paper: Any) -> str:
-    """What it makes of a run that a field has this value in place of the paper's."""
+    """What a run is called in which a field has this value in place of the paper's: different, shorter or smaller."""
     if value == TUNED or name not in ("epochs", "time_steps", "width") or value > paper:
         return "different"
     return "shorter" if name == "epochs" else "smaller"
 
 
 def read_results(out: Path) -> list[Result]:
-    """The results in ``out/results``, by recipe, the neurons in their usual order, and seed.
+    """The results in ``out/results``, sorted by recipe, by neuron in the usual order, and by seed.
 
-    :raises ValueError: for a file that holds none, naming it
+    :raises ValueError: for a file that holds no result, naming it
     """
     results = []
     for file in (out / RESULTS).glob("*.json"):
         try:
-            found = json.loads(file.read_text())
-            results.append(Result(file.stem, Recipe.from_dict(found["recipe"]), found))
+            content = json.loads(file.read_text())
+            results.append(Result(file.stem, Recipe.from_dict(content["recipe"]), content))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: expected the result of a run, got something else ({error!r})") from error
     neurons = list(NEURONS)
@@ -103,8 +103,8 @@ def read_results(out: Path) -> list[Result]:
 def write_page(out: Path) -> None:
     """Write ``out/README.md`` and draw ``out/pictures`` from ``out/results``.
 
-    What there is to say of the runs of one size beside their numbers is taken from ``out/results/SIZE.md``, and how
-    values were chosen for each neuron from ``out/tuning/SIZE.json``.
+    The file ``out/results/SIZE.md`` may hold a text about the runs of one size, and ``out/tuning/SIZE.json`` says how
+    values were chosen for each neuron.
 
     :raises ValueError: for a result that cannot be read, or a README.md that is another's
     """
@@ -122,7 +122,10 @@ def write_page(out: Path) -> None:
 
 
 def check_page(out: Path) -> None:
-    """:raises ValueError: where writing the page would overwrite something else"""
+    """Check that writing the page would not overwrite something else.
+
+    :raises ValueError: if it would
+    """
     file, title = out / PAGE, INTRODUCTION.partition("\n")[0]
     if file.exists() and not file.read_text().startswith(title):
         raise ValueError(f"out: {file} is no page of a reproduction; name another folder")
@@ -138,7 +141,7 @@ def page(
 
     :param results: all that was run
     :param pictures: the files of the pictures for each of the results' sizes
-    :param notes: what else there is to say of a size
+    :param notes: texts about the runs of a size
     :param tuned: what was tuned for the neurons of a size
     """
     parts = [INTRODUCTION]
@@ -192,7 +195,7 @@ def _by_neuron(group: list[Result]) -> dict[str, list[Result]]:
 
 
 def _summary(group: list[Result]) -> Iterator[str]:
-    """The neurons of one size: their means, how far each is from the first, and what that says."""
+    """The neurons of one size: their means, their differences from the first one, and the conclusion."""
     accuracies = {
         neuron: {result.recipe.seed: 100 * result.found["test_accuracy"] for result in results}
         for neuron, results in _by_neuron(group).items()

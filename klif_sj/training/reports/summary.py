@@ -1,4 +1,4 @@
-"""What several runs say together: means over seeds and paired differences, in numbers and in a sentence."""
+"""Summarise several runs: means over seeds and paired differences, in numbers and in a sentence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean over pairs of runs, each of one seed, of a neuron's accuracy less that of another.
+    """The mean difference between the accuracies of two neurons, over pairs of runs with the same seed.
 
-    ``low`` and ``high`` bound it with a confidence of 95 % by Student's t, which takes the differences of all seeds to
-    be normally distributed. They are None where there are fewer than two pairs, or all differences are equal.
+    ``low`` and ``high`` are the ends of its 95 % confidence interval by Student's t, which assumes that the differences
+    of the seeds are normally distributed. They are None for fewer than two pairs, and if all differences are equal.
     """
 
     mean: float
@@ -44,13 +44,13 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """How much higher ``ours`` are, by seed; None where they have no seed in common."""
+    """How much higher ``ours`` are than ``theirs``, paired by seed; None if they have no seed in common."""
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
     differences = [ours[seed] - theirs[seed] for seed in seeds]
     mean = statistics.fmean(differences)
-    # Of equal differences, none at all among them, the test would divide by zero.
+    # If all differences are equal, for example 0, the test would divide by zero.
     if max(differences) - min(differences) < 1e-9:
         return Difference(mean, None, None, len(seeds))
     test = ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
@@ -59,7 +59,7 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 
 def conclusion(first: str, differences: Mapping[str, Difference | None]) -> str:
-    """What the differences of some neurons to the ``first`` support and what they do not, in one sentence."""
+    """What the differences of some neurons from the ``first`` support and what they do not, in one sentence."""
     known = {name: difference for name, difference in differences.items() if difference is not None}
     if not known:
         return f"There is nothing to compare {first} with."
@@ -67,17 +67,17 @@ def conclusion(first: str, differences: Mapping[str, Difference | None]) -> str:
     if seeds < 2:
         return "One seed cannot tell a difference between neurons from chance."
     clear = [
-        f"that {name} is {abs(each.mean):.2f} points {'above' if each.mean > 0 else 'below'} {first} "
-        f"(95 % interval {each.low:+.2f} to {each.high:+.2f})"
-        for name, each in known.items()
-        if each.is_clear
+        f"that {name} is {abs(difference.mean):.2f} points {'above' if difference.mean > 0 else 'below'} {first} "
+        f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f})"
+        for name, difference in known.items()
+        if difference.is_clear
     ]
-    unclear = [name for name, each in known.items() if not each.is_clear]
-    says = [f"support {', '.join(clear)}"] * bool(clear)
-    says += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
-    return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(says)}."
+    unclear = [name for name, difference in known.items() if not difference.is_clear]
+    statements = [f"support {', '.join(clear)}"] * bool(clear)
+    statements += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
+    return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(statements)}."
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, which ends with the end of its last line."""
+    """A table in Markdown, which ends with a line break."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *lines))

@@ -25,7 +25,7 @@ from .summary import markdown_table
 __all__ = ["Tuned", "Tuning"]
 
 NO_CHOICE = ("dataset", "neuron", "seed", "validation", *Recipe.UNTRAINED)
-"""Fields that are no setting of a training."""
+"""Fields that a grid cannot contain, as they are no setting of a training."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,23 @@ class Tuned:
 
     @classmethod
     def read(cls, file: Path) -> Tuned:
-        """:raises ValueError: for a file that is no tuning's"""
+        """Read the file of a tuning.
+
+        :raises ValueError: for any other file
+        """
         try:
-            found = json.loads(file.read_text())
-            Recipe.from_dict(found["recipe"])
-            if not isinstance(found["best"], dict):
-                raise TypeError(f"best: {found['best']!r}")
+            contents = json.loads(file.read_text())
+            Recipe.from_dict(contents["recipe"])
+            if not isinstance(contents["best"], dict):
+                raise TypeError(f"best: {contents['best']!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: expected what klif-sj tune writes, got something else ({error!r})") from error
-        return cls(file, found)
+        return cls(file, contents)
 
     def applied_to(self, recipe: Recipe) -> Recipe:
-        """The recipe with what was found best for its neuron.
+        """The recipe with the values that are best for its neuron.
 
-        :raises ValueError: where another recipe was tuned, or this neuron was not
+        :raises ValueError: if another recipe was tuned, or this neuron was not
         """
         best, name = self.found["best"], self.found["recipe"]["name"]
         if recipe.name != name:
@@ -77,7 +80,7 @@ class Tuned:
 class Tuning:
     """Trains each neuron with each combination of the grid's values, on all but the validation samples, in ``out``.
 
-    :param recipe: with validation samples, which are those of each seed; the other values than the grid's
+    :param recipe: the values that the grid does not choose; it must put validation samples aside, which each seed draws
     :param neurons: keys of :data:`klif_sj.models.NEURONS`
     :param grid: the values to choose from, by the field of the recipe
     :param seeds: each trains every combination once; the mean accuracy decides
@@ -115,19 +118,19 @@ class Tuning:
 
     @property
     def file(self) -> Path:
-        """What :meth:`run` writes."""
+        """The file that :meth:`run` writes."""
         return self.out / "tuned.json"
 
     def run(self, console: Console, *, command: str = "", **how: Any) -> Tuned:
-        """Train what has no result in the folder yet, and write ``tuned.json``, which :class:`Tuned` reads.
+        """Train the runs that have no result in the folder yet, and write ``tuned.json``, which :class:`Tuned` reads.
 
-        Of equally good settings the first of the grid is the best.
+        If settings are equally good, the first one in the grid counts as the best.
 
         :param console: shows progress
         :param command: the command line, for the file
         :param how: ``data_root``, ``devices`` and ``accelerator`` of :class:`~klif_sj.training.run.TrainingRun`
-        :raises ValueError, FileNotFoundError: as ``TrainingRun``, also where a run in the folder is by another recipe
-        :raises klif_sj.training.divergence.DivergenceError: where all trainings of a neuron diverged
+        :raises ValueError, FileNotFoundError: as ``TrainingRun``, also if a run in the folder follows another recipe
+        :raises klif_sj.training.divergence.DivergenceError: if all trainings of a neuron diverged
         """
         splits: dict[str, Split] = {}
         tried: dict[str, list[dict[str, Any]]] = {}
@@ -149,7 +152,7 @@ class Tuning:
                         accuracies.append(None)
                 mean = None if None in accuracies else statistics.fmean(accuracies)
                 tried[neuron].append({"setting": setting, "validation_accuracy": mean, "of_each_seed": accuracies})
-        found = {
+        contents = {
             "recipe": self.recipe.as_dict(),
             "grid": {field: list(values) for field, values in self.grid.items()},
             "seeds": list(self.seeds),
@@ -158,8 +161,8 @@ class Tuning:
             "command": command,
             "environment": environment(),
         }
-        write_json(self.file, found)
-        return Tuned(self.file, found)
+        write_json(self.file, contents)
+        return Tuned(self.file, contents)
 
 
 def _best(neuron: str, results: list[dict[str, Any]]) -> dict[str, Any]:
