@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -337,3 +338,12 @@ def test_a_page_without_comparable_runs_claims_nothing(tmp_path: Path) -> None:
     write(tmp_path, result("klif-vgg16", "lif", [0.5]))
     write_page(tmp_path)
     assert "What the papers claim" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_page_of_initial_weights_is_what_its_results_give() -> None:
+    spec = importlib.util.spec_from_file_location("initial_weights", DOCS / "initial_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PAGE.read_text() == script.page(json.loads(script.JSON.read_text()))
