@@ -405,7 +405,7 @@ def _gated_lif(self: Any, x: Tensor) -> Tensor:
     return self.u
 
 
-def _gated_lif_parameters(node: Any) -> dict[str, tuple[Tensor, bool]]:
+def _gated_lif_parameters(node: neuron.BaseNode) -> dict[str, tuple[Tensor, bool]]:
     names = ("alpha", "beta", "gamma", "tau", "v_threshold", "linear_decay", "v_subreset")
     return {**{n: (getattr(node, n).sigmoid(), False) for n in names}, "conduct": (node.conduct.sigmoid(), True)}
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor
 
 from .._compat import steps
@@ -17,7 +18,7 @@ from .fused import fused_class, own_class
 STEPS = 5
 
 
-def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 0) -> dict[str, float]:
+def check_fused(node: MemoryModule, shape: tuple[int, ...] | None = None, *, seed: int = 0) -> dict[str, float]:
     """Compare a neuron on kernels with its own eager code, on random input.
 
     Copies of the neuron run in single-step and in multi-step mode, over two sequences; the second one continues from
@@ -60,7 +61,7 @@ def check_fused(node: Any, shape: tuple[int, ...] | None = None, *, seed: int = 
     return differences
 
 
-def _copy(node: Any, cls: type, mode: str, backend: str) -> Any:
+def _copy(node: MemoryModule, cls: type, mode: str, backend: str) -> Any:
     """A copy of a neuron at its reset values, as an instance of a class, without hooks and gradients."""
     twin: Any = object.__new__(cls)
     plain = {n: v for n, v in vars(node).items() if not (isinstance(v, Tensor) and v.grad_fn is not None)}
@@ -80,7 +81,7 @@ def _copy(node: Any, cls: type, mode: str, backend: str) -> Any:
     return twin
 
 
-def _everything(node: Any, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]:
+def _everything(node: MemoryModule, x: Tensor, mode: str, seed: int) -> dict[str, Tensor]:
     """The spikes, final states and gradients of a neuron that runs over two sequences in a row."""
     x = x.clone().requires_grad_()
     calls = x.unbind(0) if mode == "m" else x.flatten(0, 1).unbind(0)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from .. import codegen, runtime
@@ -128,7 +129,7 @@ def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:
 
     :raises CannotFuse, NoStepError, StepTraceError: if it cannot be fused
     """
-    node: Any = item.neuron
+    node: MemoryModule = item.neuron
     own: Any = type(node)
     if isinstance(node, FusedNode | Fused):
         raise CannotFuse("it runs on generated kernels already")

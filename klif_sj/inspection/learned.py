@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from ..neuron import FusedNode, GLIFNode
@@ -70,7 +71,7 @@ def learned_parameters(node: nn.Module) -> dict[str, LearnedParameter]:
     return parameters
 
 
-def effective_threshold(node: Any) -> Any:
+def effective_threshold(node: MemoryModule) -> Any:
     """The threshold that a neuron's equations use: a number, a tensor, or None."""
     if isinstance(node, FusedNode):
         value = node.effective_parameters().get("v_threshold")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from .._compat import steps
@@ -91,7 +92,7 @@ def has_surrogate(node: nn.Module) -> bool:
     return callable(getattr(node, "surrogate_function", None))
 
 
-def replay(node: Any, parameters: dict[str, nn.Parameter], calls: list[Call], scale: float) -> Replay:
+def replay(node: MemoryModule, parameters: dict[str, nn.Parameter], calls: list[Call], scale: float) -> Replay:
     """Run the layer's equations on the sample of its calls.
 
     :param parameters: the node's own parameters at the time of the calls, as an optimizer may have changed them since
@@ -120,7 +121,11 @@ def _runs_otherwise(node: nn.Module) -> bool:
 
 
 def _replay(
-    node: Any, parameters: dict[str, nn.Parameter], calls: list[Call], scale: float, make_run: Callable[[Any, Any], Run]
+    node: MemoryModule,
+    parameters: dict[str, nn.Parameter],
+    calls: list[Call],
+    scale: float,
+    make_run: Callable[[Any, Any], Run],
 ) -> Replay:
     noted: list[Tensor] = []
     twin = _twin(node, noted)
@@ -273,7 +278,7 @@ def _gradients_of(potentials: list[Tensor]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def _twin(node: Any, noted: list[Tensor]) -> Any:
+def _twin(node: MemoryModule, noted: list[Tensor]) -> Any:
     """A twin of the node, of its unfused class, which has its own states and sub-modules and notes its potentials."""
     twin: Any = object.__new__(own_class(node))
     twin.__dict__.update(node.__dict__, _memories=dict(getattr(node, "_memories", {})))
@@ -289,13 +294,13 @@ def _twin(node: Any, noted: list[Tensor]) -> Any:
     return twin
 
 
-def _our_run(twin: Any, node: Any) -> Run:
+def _our_run(twin: Any, node: MemoryModule) -> Run:
     """A function that runs one of our neurons by its equations."""
     twin.__dict__.update(_backend="torch", keep_state=True, _sequence=type(node._sequence)())
     return lambda x, single: twin.single_step_forward(x) if single else twin.multi_step_forward(x)
 
 
-def _equations_run(twin: Any, node: Any) -> Run:
+def _equations_run(twin: Any, node: MemoryModule) -> Run:
     """A function that runs SpikingJelly's neuron, or a user's, by the equations of its single step."""
     cls: Any = type(twin)
     twin.__class__ = fused_class(cls)
@@ -309,7 +314,7 @@ def _equations_run(twin: Any, node: Any) -> Run:
     return run
 
 
-def _own_run(twin: Any, node: Any) -> Run:
+def _own_run(twin: Any, node: MemoryModule) -> Run:
     """A function that runs a neuron by its own ``forward``."""
     return lambda x, single: twin.forward(x)
 
