@@ -1,4 +1,4 @@
-"""A program on sequences of one kind: what shapes, layouts, dtypes and devices decide, found out and checked once."""
+"""A scan runs a program over sequences of one form, whose shapes, layouts, dtypes and devices are checked only once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .launch import Pass, address
 from .layout import Geometry, empty_sequence, geometry, lies_as, step_strides, with_layout
 
 CHANNELS_INNERMOST_BELOW = 32
-"""Channels with fewer neurons than this in a row take the schedule for channels that are innermost."""
+"""If a channel has fewer neurons than this in a row, the kernel takes the schedule for innermost channels."""
 
 Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 """Spikes, final states, checkpoints where a sequence has any, and recorded states."""
 
 Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
-"""Of x where it is wanted, of the initial states, and of the learned parameters."""
+"""The gradients of x if it is wanted, of the initial states, and of the learned parameters."""
 
-# In C, as they are asked for in every call.
+# Every call needs these, and functions written in C give them fastest.
 _address, _size, _is_contiguous = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
 _dtype, _device = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 
@@ -35,29 +35,29 @@ def _form(state: Tensor) -> tuple[Any, ...]:
 
 
 class Target(Hashable, Protocol):
-    """What launches kernels on one kind of device: the modules ``cpu`` and ``cuda``."""
+    """A module that launches kernels on one type of device: ``cpu`` or ``cuda``."""
 
     def segment(self, program: Program) -> int:
-        """How many steps of a program a kernel takes at a time; states are saved in between."""
+        """How many time steps of a program a segment has. States are saved between segments."""
 
     def allocator(
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Callable[[], Tensor]:
-        """What makes uninitialised tensors of one kind, for a kernel to write."""
+        """A function that makes uninitialised tensors of one form, for a kernel to write."""
 
     def launch(self, work: Pass, record: list[Any]) -> None:
-        """Run a kernel, compiled if it has not been yet, with its record, of which the target's own fields are left."""
+        """Run a kernel, which is compiled first if need be. The record lacks only the target's own fields."""
 
 
 TARGETS: dict[str, Target] = {"cpu": cast(Target, cpu), "cuda": cast(Target, cuda)}
-"""What launches kernels, by the type of a device."""
+"""The targets, by the type of a device."""
 
 
 class Scan:
     """A program over sequences ``[T, N, *]`` of one shape, layout, dtype and device, with parameters and initial states
     of one form each.
 
-    :raises ValueError: for a tensor of another size, dtype or device than the kernel reads there
+    :raises ValueError: for a tensor of another size, dtype or device than the kernel expects
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class Scan:
     ) -> Outputs:  # fmt: skip
         """Launch the program.
 
-        :param initial: states ``[N, *]`` to start from; where it is empty, ``initial_value`` are their numbers
-        :param checkpoints: states to save for the gradient: as many as there are segments after the first, or 0
+        :param initial: states ``[N, *]`` to start from; if it is empty, states start from the numbers ``initial_value``
+        :param checkpoints: how often states are saved for backward: once for each segment after the first, or never
         :param record: whether the states at every step are wanted
         :param final: whether the final states are wanted
         """
@@ -148,7 +148,7 @@ class Scan:
         self, told: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
         parameters: Sequence[Tensor],
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Complete a record with what a program reads, and return the tensors that lie there."""
+        """Complete a record with the addresses of what a program reads, and return the tensors that lie there."""
         x = x_seq if self._x_lies else with_layout(x_seq, self.strides)
         told[at.x], told[at.x_stride] = address(x), x.stride(0)
         if initial:
@@ -164,7 +164,7 @@ class Scan:
         return x, initial, parameters
 
     def _laid(self, state: Tensor) -> Tensor:
-        """A tensor shaped as a step in the kernel's layout."""
+        """A tensor of a step's shape, in the kernel's layout."""
         return with_layout(state.unsqueeze(0), self.strides).squeeze(0)
 
     def backward(
@@ -172,7 +172,7 @@ class Scan:
         checkpoints: Tensor | None, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
         grad_sequences: Sequence[Tensor | None], need_x: bool,
     ) -> Gradients:  # fmt: skip
-        """Launch the program's gradient, from the gradients of what :meth:`forward` returned; None stands for zeros."""
+        """Launch the program's gradient, given those of what :meth:`forward` returned. None stands for zeros."""
         record = False
         for grad in grad_sequences:
             record = record or grad is not None
@@ -218,7 +218,7 @@ class Scan:
             )
 
     def _tell_gradients(self, told: list[Any], where: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Complete a record with the gradients of final states, and return the tensors that lie there."""
+        """Complete a record with the addresses of final states' gradients, and return the tensors that lie there."""
         laid: list[Tensor | None] = []
         for position, grad in enumerate(grads, where.start):
             if grad is not None:
@@ -229,7 +229,7 @@ class Scan:
         return laid
 
     def _recorded(self, grad: Tensor | None, x: Tensor) -> Tensor:
-        """The gradient of a recorded state, steps one after the other; zeros where there is none."""
+        """The gradient of a recorded state, whose steps lie one after the other; zeros if there is none."""
         full = empty_sequence(x, self.shape[0], self.strides, self.real)
         if grad is None:
             return full.zero_()
@@ -240,9 +240,9 @@ class Scan:
 def scan_of(
     program: Program, x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor], channel_dim: int | None
 ) -> Scan:
-    """The scan for a program and these tensors; one that was made for others of the same form serves again.
+    """The scan for a program and these tensors. All tensors of the same form share a scan.
 
-    A form holds all that a kernel relies on, so a launch never reads a tensor that was not checked.
+    A form includes all that a kernel relies on, so a launch never reads a tensor that was not checked.
     """
     device = x_seq.device
     return _scan_of(
