@@ -71,8 +71,8 @@ class StepSource:
 
 def is_neuron(cls: type) -> bool:
     """Whether a class is one of SpikingJelly's neurons, derives from one, or has a ``neuronal_charge`` like them."""
-    known = any(c.__module__.startswith(neuron.__name__) for c in cls.__mro__)
-    return known or (issubclass(cls, base.MemoryModule) and hasattr(cls, "neuronal_charge"))
+    derived = any(c.__module__.startswith(neuron.__name__) for c in cls.__mro__)
+    return derived or (issubclass(cls, base.MemoryModule) and hasattr(cls, "neuronal_charge"))
 
 
 def starts_itself(cls: type) -> bool:
@@ -154,12 +154,12 @@ def _step_source_14(cls: type) -> StepSource:
     single = _definer(cls, "single_step_forward")
     if single in (base.MemoryModule, object):
         raise NoStepError("it has no single_step_forward")
-    whole = _definer(cls, "multi_step_forward")
-    own = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
-    if whole not in (neuron.IFNode, neuron.LIFNode) or own >= cls.__mro__.index(whole):
+    definer = _definer(cls, "multi_step_forward")
+    depth = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
+    if definer not in (neuron.IFNode, neuron.LIFNode) or depth >= cls.__mro__.index(definer):
         return StepSource(_method(cls, "single_step_forward"))
-    equations = _method(neuron.BaseNode if single is whole else cls, "single_step_forward")
-    note = f"in eval mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's methods"
+    equations = _method(neuron.BaseNode if single is definer else cls, "single_step_forward")
+    note = f"in eval mode SpikingJelly {LINE} runs {definer.__name__}'s step instead of this class's methods"
     return StepSource(equations, note=note, differs=True)
 
 
@@ -204,10 +204,10 @@ def _functional_step(cls: type) -> StepSource:
             setattr(self, name, state)
         return outputs[0]
 
-    whole = _definer(cls, "multi_step_functional_forward")
-    if whole is base.MemoryModule or issubclass(whole, _definer(cls, "single_step_functional_forward")):
+    definer = _definer(cls, "multi_step_functional_forward")
+    if definer is base.MemoryModule or issubclass(definer, _definer(cls, "single_step_functional_forward")):
         return StepSource(equations)
-    note = f"in multi-step mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's"
+    note = f"in multi-step mode SpikingJelly {LINE} runs {definer.__name__}'s step instead of this class's"
     return StepSource(equations, note=note, differs=True)
 
 
@@ -242,13 +242,13 @@ def plain_torch() -> Iterator[None]:
     gets the same result.
     """
     with _exchanging:
-        own = {function: function.__code__ for function in PLAIN}
+        original = {function: function.__code__ for function in PLAIN}
         try:
             for function, plain in PLAIN.items():
                 function.__code__ = plain.__code__
             yield
         finally:
-            for function, code in own.items():
+            for function, code in original.items():
                 function.__code__ = code
 
 
@@ -428,22 +428,23 @@ def starting_states(node: SpikingNode, x: Tensor, step_mode: str, dtype: torch.d
     :param own: what :func:`starts_itself` says of the neuron's class
     """
     names = node._fused_states
-    held = tuple(node._memories[name] for name in names)
+    memories = tuple(node._memories[name] for name in names)
     if _is_gated(node):
         return {"v": node.v, "u": 0.0}
-    if not own and {int, float}.issuperset(map(type, held)):
-        return dict(zip(names, held, strict=True))
+    if not own and {int, float}.issuperset(map(type, memories)):
+        return dict(zip(names, memories, strict=True))
     step = x[0] if step_mode == "m" else x
     if not SPIKINGJELLY_2:
         if own and not isinstance(node.v, Tensor):
             node.v_float_to_tensor(step)
-            held = tuple(node._memories[name] for name in names)
-        return dict(zip(names, held, strict=True))
+            memories = tuple(node._memories[name] for name in names)
+        return dict(zip(names, memories, strict=True))
     if not own and all(
-        isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype for s in held
+        isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype
+        for s in memories
     ):
-        return dict(zip(names, held, strict=True))
-    return dict(zip(names, node.materialize_states((x,), held, step_mode), strict=True))
+        return dict(zip(names, memories, strict=True))
+    return dict(zip(names, node.materialize_states((x,), memories, step_mode), strict=True))
 
 
 def left_states(node: SpikingNode, final: Mapping[str, Tensor]) -> dict[str, Tensor]:

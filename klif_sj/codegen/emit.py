@@ -155,16 +155,16 @@ def worth_keeping(graph: Graph, step: Collection[str]) -> list[int]:
     A kernel that repeats the step before it computes the other outputs can keep these results for them. The array in
     which it keeps them has the arithmetic's dtype, so only results of that dtype are listed.
     """
-    in_step, wanted, found = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
+    in_step, needed, costly = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
     for index in range(len(graph.operations) - 1, -1, -1):
-        if index not in wanted:
+        if index not in needed:
             continue
         operation = graph.operations[index]
         if index in in_step and operation.name in COSTLY and operation.dtype == graph.dtype:
-            found.append(index)
+            costly.append(index)
         else:
-            wanted.update(operation.reads())
-    return found[::-1]
+            needed.update(operation.reads())
+    return costly[::-1]
 
 
 def exact_operations(graph: Graph, step: Collection[str]) -> set[int]:
@@ -231,26 +231,26 @@ class _Printer:
             self._print(index, operation)
         for name, target in self.outputs.items():
             value = self.graph.outputs[name]
-            summed, _, rest = target.partition(" += {};")
+            summed, _, comment = target.partition(" += {};")
             for term in self.terms.get(name, ()):
                 is_product = term.index in self.within
                 result = self._fma(term, summed) if is_product else self._operand(term, self.dtype)
-                self.lines.append(f"{summed} = {result};{rest}" if is_product else target.format(result))
+                self.lines.append(f"{summed} = {result};{comment}" if is_product else target.format(result))
             if name not in self.terms:
                 self.lines.append(target.format("real(0)" if value is None else self._operand(value, self.dtype)))
         return "\n".join(f"    {line}" for line in self.lines)
 
     def _find_products(self) -> dict[int, int]:
         """For each sum that is rounded once with a product: its index, and the product's place among its terms."""
-        found = {}
+        products = {}
         for index, operation in enumerate(self.graph.operations):
             plain = operation.name in ("add", "sub", "rsub") and operation.options.get("alpha", 1) == 1
             if not self.uses[index] or not self._may_change(index) or not plain:
                 continue
             place = next((place for place in (1, 0) if self._is_product(operation.args[place])), None)
             if place is not None:
-                found[index] = place
-        return found
+                products[index] = place
+        return products
 
     def _terms(self, value: Value) -> list[Value]:
         """The terms that are added to an output one by one. A sum that is read only here is split into its terms."""
@@ -288,20 +288,20 @@ class _Printer:
         operation = self.graph.operations[arg.index] if isinstance(arg, Value) and arg.index >= 0 else None
         return arg == 1 if operation is None else CONSTANTS.get(operation.name) == 1
 
-    def _fma(self, product: Value, other: str, negative: bool = False) -> str:
-        """The product, negated where ``negative`` says so, plus ``other``; the sum is rounded once."""
+    def _fma(self, product: Value, addend: str, negative: bool = False) -> str:
+        """The product, negated where ``negative`` says so, plus ``addend``; the sum is rounded once."""
         operation = self.graph.operations[product.index]
         if operation.name == "neg":
-            return self._fma(operation.args[0], other, not negative)
+            return self._fma(operation.args[0], addend, not negative)
         first, second = (self._operand(arg, self.dtype) for arg in operation.args)
-        return f"fma_({'-' * negative}{first}, {second}, {other})"
+        return f"fma_({'-' * negative}{first}, {second}, {addend})"
 
     def _sum(self, index: int, operation: Operation) -> str:
         """A sum that is rounded once with one of its terms, a product."""
         place = self.products[index]
         minus = {"add": None, "sub": 1, "rsub": 0}[operation.name]
-        other = self._operand(operation.args[1 - place], self.dtype)
-        return self._fma(operation.args[place], f"-{other}" if minus == 1 - place else other, minus == place)
+        addend = self._operand(operation.args[1 - place], self.dtype)
+        return self._fma(operation.args[place], f"-{addend}" if minus == 1 - place else addend, minus == place)
 
     def _count_uses(self) -> Counter[int]:
         """How often each value is read by the outputs and by the operations that they need."""
@@ -405,8 +405,8 @@ class _Printer:
         if not isinstance(arg, Value):
             return literal(arg, dtype)
         expression = self.expressions[arg.index]
-        found = self.dtype if arg.index < 0 else self.graph.operations[arg.index].dtype
-        if found == dtype:
+        arg_dtype = self.dtype if arg.index < 0 else self.graph.operations[arg.index].dtype
+        if arg_dtype == dtype:
             return expression
         return f"{'real' if dtype == self.dtype else C_TYPES[dtype]}({expression})"
 
@@ -424,12 +424,12 @@ class _Printer:
     def _common_dtype(self, args: tuple[Any, ...]) -> torch.dtype:
         """The dtype in which torch compares. A Python number counts only if it is of a higher kind than the tensors."""
         kinds = {bool: torch.bool, int: torch.int64, float: self.dtype}
-        found = [
+        dtypes = [
             (self.dtype if a.index < 0 else self.graph.operations[a.index].dtype) if isinstance(a, Value)
             else kinds[type(a)]
             for a in args
         ]  # fmt: skip
-        return functools.reduce(torch.promote_types, found)
+        return functools.reduce(torch.promote_types, dtypes)
 
     def _refusal(self, operation: Operation, why: str) -> StepTraceError:
         place = f", at {operation.line}" if operation.line else ", in the gradient that autograd derived"

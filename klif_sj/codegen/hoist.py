@@ -52,8 +52,8 @@ class Prologue:
         """Compute the kernel's parameters, by name, from the neuron's tensors, by path."""
         values: list[Any] = [tensors.get(path) for path in self.paths]  # None for one that the step does not read
         for function, leaves, tree, with_gradient in self.calls:
-            found = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
-            args, kwargs = tree_unflatten(list(found), tree)
+            arguments = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
+            args, kwargs = tree_unflatten(list(arguments), tree)
             with nullcontext() if with_gradient else torch.no_grad():
                 values += _tensors_in(function(*args, **kwargs))
         return {name: values[number] for name, number in self.taken.items()}
@@ -153,13 +153,13 @@ class Hoisting(TorchFunctionMode):
         args, kwargs = tree_unflatten(leaves, tree) if name != "to" else _arguments(leaves)
         with _disable_current_modes(), _Guard(origin):
             result = func(*args, **kwargs)
-        found = _tensors_in(result)
-        if found:
+        results = _tensors_in(result)
+        if results:
             noted, tree = tree_flatten((args, kwargs))
             noted = [_Result(self._number_of[id(leaf)]) if self._is_ours(leaf) else leaf for leaf in noted]
-            without = self._gradients and not torch.is_grad_enabled()  # the step itself says no_grad
-            self._calls.append((func, tuple(noted), tree, not without))
-        for tensor in found:
+            without_gradient = self._gradients and not torch.is_grad_enabled()  # the step itself says no_grad
+            self._calls.append((func, tuple(noted), tree, not without_gradient))
+        for tensor in results:
             number = len(self._values)
             self._values.append(tensor)
             self._number_of.setdefault(id(tensor), number)
@@ -170,13 +170,13 @@ class Hoisting(TorchFunctionMode):
         """The number that takes the place of a parameter or result."""
         number = self._number_of[id(tensor)]
         if number not in self._stand_ins:
-            own = number < len(self._paths)
-            name = self._origin[number] if own else f"{self._origin[number]}_{number}"
+            is_parameter = number < len(self._paths)
+            name = self._origin[number] if is_parameter else f"{self._origin[number]}_{number}"
             name = f"raw_{name}" if name in self._names else name
             self._taken[name] = number
-            given = (self._numbers or {}).get(name)
-            given = torch.full((), 0.5) if given is None else given
-            self._stand_ins[number] = given != 0 if tensor.dtype == torch.bool else given
+            scalar = (self._numbers or {}).get(name)
+            scalar = torch.full((), 0.5) if scalar is None else scalar
+            self._stand_ins[number] = scalar != 0 if tensor.dtype == torch.bool else scalar
         return self._stand_ins[number]
 
 

@@ -113,23 +113,23 @@ def _build_program(
     names = [p.name for p in parameters]
     _check_names(states, names)
     forward_graph = trace_forward(step, states, names, dtype)
-    used = forward_graph.used_inputs()
+    used_names = forward_graph.used_inputs()
     backward_graph = None
     if backward:
         learned = [p.name for p in parameters if p.learned]  # a surrogate's slope is used by the gradient alone
         backward_graph = trace_backward(step, states, names, learned, dtype)
-        used |= backward_graph.used_inputs()
-        used |= {name for name in learned if backward_graph.outputs[f"grad_{name}"] is not None}
-    read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
-    read.sort(key=lambda p: (not p.learned, p.per_step))
+        used_names |= backward_graph.used_inputs()
+        used_names |= {name for name in learned if backward_graph.outputs[f"grad_{name}"] is not None}
+    used = [p if backward else replace(p, learned=False) for p in parameters if p.name in used_names]
+    used.sort(key=lambda p: (not p.learned, p.per_step))
     program = Program(
         neuron=neuron,
         states=tuple(states),
-        parameters=tuple(read),
+        parameters=tuple(used),
         dtype=str(dtype).removeprefix("torch."),
-        forward=_forward_text(forward_graph, states, read),
+        forward=_forward_text(forward_graph, states, used),
     )
-    return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
+    return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, used))
 
 
 def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dic
             ("prepare", forward, name),
             ("prepare_back", backward, f"grad_{own_name(name)}"),
         ):
-            given = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
-            body = function_body(graph.giving([result]), given, {result: "return {};"})
+            expressions = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
+            body = function_body(graph.giving([result]), expressions, {result: "return {};"})
             texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
     return texts
 
@@ -161,8 +161,8 @@ def own_name(name: str) -> str:
 
 def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:
     """Check that all that a step reads and returns has different names, by which a trace tells it apart."""
-    used = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
-    for name, count in used.items():
+    counts = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
+    for name, count in counts.items():
         if count > 1:
             raise StepTraceError(f"{name!r} is the name of more than one of its input, states and parameters")
 
@@ -210,13 +210,13 @@ def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Pa
     texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs, exact)}
     results = {i: f"kept_{graph.operations[i].name}_{n}" for n, i in enumerate(worth_keeping(graph, step), 1)}
     if results:
-        wanted = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
+        with_kept = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
         inputs |= {name: f"kept[{n}]" for n, name in enumerate(results.values())}
-        rest = gradient.taking(results)
+        gradient_of_kept = gradient.taking(results)
         texts |= {
             "kept": len(results),
-            "forward_keeping": _forward_text(replace(graph, outputs=wanted), states, parameters, results.values()),
-            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs, exact),
+            "forward_keeping": _forward_text(replace(graph, outputs=with_kept), states, parameters, results.values()),
+            "backward_of_kept": function_body(gradient_of_kept, _all_inputs(gradient_of_kept, inputs), outputs, exact),
         }
     return texts
 

@@ -100,8 +100,8 @@ class Scope:
             function = member.fget if isinstance(member, property) else member.func
             reads.note_method(type(owner), name, self._scope_path)
             return function(self)  # type: ignore[misc]
-        own = getattr(owner, "__dict__", {})
-        if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in own:
+        attributes = getattr(owner, "__dict__", {})
+        if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in attributes:
             reads.note_method(type(owner), name, self._scope_path)
             return member.__get__(self, type(owner))
         try:
@@ -270,14 +270,14 @@ class Reads:
             return
         # Closed-over variables are read from the function. The reference to it is weak, because what it closes over
         # may lead back to the neuron.
-        this = weakref.ref(function)
+        reference = weakref.ref(function)
         cells = {name: f"().__closure__[{i}].cell_contents" for i, name in enumerate(function.__code__.co_freevars)}
         for name in ("__defaults__", "__kwdefaults__"):
-            self._note_variable(this, f"().{name}", [], f"{function.__name__}.{name}")
-        self._analyse_code(function.__code__, function, this, cells, cls)
+            self._note_variable(reference, f"().{name}", [], f"{function.__name__}.{name}")
+        self._analyse_code(function.__code__, function, reference, cells, cls)
 
     def _analyse_code(
-        self, code: types.CodeType, function: types.FunctionType, this: weakref.ref[Any], cells: Mapping[str, str],
+        self, code: types.CodeType, function: types.FunctionType, reference: weakref.ref[Any], cells: Mapping[str, str],
         cls: type | None,
     ) -> None:  # fmt: skip
         if code in self._analysed:
@@ -300,7 +300,7 @@ class Reads:
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
                 where: tuple[Any, str] = function.__globals__, f"[{name!r}]"
             elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
-                where = this, cells[name]
+                where = reference, cells[name]
             else:
                 continue
             attributes = []
@@ -311,7 +311,7 @@ class Reads:
             self._note_variable(*where, attributes, name)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                self._analyse_code(constant, function, this, cells, cls)
+                self._analyse_code(constant, function, reference, cells, cls)
 
     def _note_variable(self, home: Any, expression: str, attributes: list[str], name: str) -> None:
         """Note a variable of a method, or the value to which a chain of attributes leads from there.
@@ -340,9 +340,9 @@ class Reads:
         by_attributes = not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray, types.MethodType))
         if by_attributes and not hasattr(value, "__dict__"):
             return
-        noted = _Variable(home, expression, name, by_attributes)
-        noted.value = _comparable(noted.read(), name, hold=True)
-        self._variables[id(home), expression] = noted
+        variable = _Variable(home, expression, name, by_attributes)
+        variable.value = _comparable(variable.read(), name, hold=True)
+        self._variables[id(home), expression] = variable
 
     def _analyse_autograd_function(self, cls: Any) -> None:
         """Analyse the methods of a user's torch.autograd.Function, because its ``apply`` calls them."""
@@ -353,7 +353,7 @@ class Reads:
     def refuse_side_effects(self) -> None:
         """:raises StepTraceError: if the step has changed a container, a variable or an attribute that it read"""
         changed = [key for key, comparable, given in self._given if comparable != given]
-        changed += [noted.name for noted in self._variables.values() if noted.value != noted.read()]
+        changed += [variable.name for variable in self._variables.values() if variable.value != variable.read()]
         for cls, members in self._bases.items():
             changed += [f"{cls.__name__}.{name}" for name in members if vars(cls).get(name, _ABSENT) != members[name]]
         if changed:
@@ -394,10 +394,10 @@ class _Variable:
 
     def read(self) -> Any:
         try:
-            found = eval(f"home{self.expression}", {"home": self.home})
+            value = eval(f"home{self.expression}", {"home": self.home})
         except (AttributeError, KeyError, ValueError):  # it is gone, or not yet set
             return _ABSENT
-        return _plain_attributes(found) if self.by_attributes else found
+        return _plain_attributes(value) if self.by_attributes else value
 
 
 class _Guard:
@@ -417,11 +417,11 @@ class _Guard:
             attributes = self._value(cls.__dict__)
             conditions += [self._same(f"{attributes}[{name!r}]", value) for name, value in members.items()]
         for variable in variables:
-            found = f"{self._value(variable.home)}{variable.expression}"
-            conditions.append(self._same(f"plain({found})" if variable.by_attributes else found, variable.value))
-        read = [self._tensor(path, number) for number, path in enumerate(tensors)]
-        conditions += [f"isinstance({tensor}, Tensor)" for tensor in read]
-        result = "".join(f"t{number}, " for number in range(len(read)))
+            access = f"{self._value(variable.home)}{variable.expression}"
+            conditions.append(self._same(f"plain({access})" if variable.by_attributes else access, variable.value))
+        assignments = [self._tensor(path, number) for number, path in enumerate(tensors)]
+        conditions += [f"isinstance({tensor}, Tensor)" for tensor in assignments]
+        result = "".join(f"t{number}, " for number in range(len(assignments)))
         body = (*lines, f"if {' and '.join(conditions or ['True'])}:", f"    return ({result})")
         self._text = "".join(f"        {line}\n" for line in body)
 
@@ -441,42 +441,42 @@ class _Guard:
     def _find_object(self, path: str, owner: _Owner, owners: Mapping[str, _Owner]) -> Iterator[str]:
         parent_path, _, name = path.rstrip(".").rpartition(".")
         parent = self._objects[f"{parent_path}." if parent_path else ""]
-        found = self._objects[path] = f"o{len(self._objects)}"
+        holder = self._objects[path] = f"o{len(self._objects)}"
         attribute = _attribute(parent, name)
         if all(issubclass(cls, nn.Module) for cls in (owner.cls, owners[f"{parent_path}." if parent_path else ""].cls)):
             attribute = f"{parent}._modules[{name!r}] if {name!r} in {parent}._modules else {attribute}"
-        yield f"{found} = {attribute}"
+        yield f"{holder} = {attribute}"
 
-    def _of_object(self, found: str, owner: _Owner) -> Iterator[str]:
+    def _of_object(self, holder: str, owner: _Owner) -> Iterator[str]:
         for name, (value, cls) in owner.settings.items():
-            yield self._same(_attribute(found, name), value, cls)
+            yield self._same(_attribute(holder, name), value, cls)
         for name, method in owner.methods.items():
             yield self._same(_attribute(self._value(owner.cls), name), method)
         if owner.methods:
-            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({found}.__dict__)"
+            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({holder}.__dict__)"
         for name in owner.own_methods:
-            yield f"{found}.{name}.__self__ is {found}"
+            yield f"{holder}.{name}.__self__ is {holder}"
         for name in owner.absent:
-            yield f"not hasattr({found}, {name!r})"
+            yield f"not hasattr({holder}, {name!r})"
 
-    def _same(self, read: str, value: Any, cls: type | None = None) -> str:
+    def _same(self, expression: str, value: Any, cls: type | None = None) -> str:
         """The condition that an expression gives the same object as before, or an equal one of the same type."""
         if isinstance(value, _Same):
-            return f"{self._value(value.get)}() is {read}"
-        known = self._value(value)
+            return f"{self._value(value.get)}() is {expression}"
+        constant = self._value(value)
         of_type = "" if cls is None else f"type(v) is {self._value(cls)} and "
-        return f"((v := {read}) is {known} or {of_type}{known} == v)"
+        return f"((v := {expression}) is {constant} or {of_type}{constant} == v)"
 
     def _tensor(self, path: str, number: int) -> str:
         owner, _, name = path.rpartition(".")
-        found = self._objects[f"{owner}." if owner else ""]
-        parameters = f"{found}._parameters"
-        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(found, name)}"
+        holder = self._objects[f"{owner}." if owner else ""]
+        parameters = f"{holder}._parameters"
+        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(holder, name)}"
 
 
-def _attribute(found: str, name: str) -> str:
+def _attribute(holder: str, name: str) -> str:
     plain = name.isidentifier() and not keyword.iskeyword(name)
-    return f"{found}.{name}" if plain else f"getattr({found}, {name!r})"
+    return f"{holder}.{name}" if plain else f"getattr({holder}, {name!r})"
 
 
 class _Same:
@@ -535,10 +535,10 @@ def _comparable(value: Any, key: str, hold: bool = False) -> Any:
 
 def _plain_attributes(value: Any) -> dict[str, Any]:
     """The attributes of immutable types and the arrays of an object that a method finds in a variable."""
-    found = {n: v for n, v in vars(value).items() if isinstance(v, (*PLAIN, np.ndarray)) and n != "training"}
+    attributes = {n: v for n, v in vars(value).items() if isinstance(v, (*PLAIN, np.ndarray)) and n != "training"}
     for name, module in getattr(value, "_modules", {}).items():
-        found |= {f"{name}.{n}": v for n, v in _plain_attributes(module).items()}
-    return found
+        attributes |= {f"{name}.{n}": v for n, v in _plain_attributes(module).items()}
+    return attributes
 
 
 def _functions_of(member: Any) -> list[Any]:

@@ -61,11 +61,11 @@ class NeuronStep:
 
     def parameters(self, own: Sequence[Tensor]) -> dict[str, Tensor]:
         """The parameters that come from the neuron's own tensors, by name."""
-        found = {name: own[position] for name, position in self.taken.items()}
+        by_name = {name: own[position] for name, position in self.taken.items()}
         if self.prologue is not None:
             computed = self.prologue.run(dict(zip(self.own, own, strict=True)))
-            found |= {name: computed[name] for name in self.program.names if name in computed}
-        return found
+            by_name |= {name: computed[name] for name in self.program.names if name in computed}
+        return by_name
 
 
 @dataclass
@@ -103,20 +103,20 @@ def step_of(
         with OutsideJitTrace(), torch.enable_grad():
             return step_of(node, equations, states, effective, dtype, True, sources)
     traced, own = _find(_of_node, _of_class, node)
-    gradients, first, backward = torch.is_grad_enabled(), None, needs_grad
+    gradients, new_step, backward = torch.is_grad_enabled(), None, needs_grad
     if own is None:
         backward = needs_grad or gradients and any(t.requires_grad for t in raw_tensors(node).values())
-        first, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
+        new_step, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
         traced, own = _Traced(reads), reads.find(node)
         if own is None:
             raise StepTraceError(f"{type(node).__name__}: what its step reads changes while it is read")
         _remember(_of_node, _of_class, node, traced)
-    kind: tuple[Any, ...] = (effective, dtype, sources)
+    key: tuple[Any, ...] = (effective, dtype, sources)
     for tensor in own:
         learned = gradients and tensor.requires_grad
-        kind, needs_grad = (*kind, tensor.shape, learned), needs_grad or learned
-    kind = (*kind, needs_grad)
-    step = first if backward == needs_grad and first is not None else traced.steps.get(kind)
+        key, needs_grad = (*key, tensor.shape, learned), needs_grad or learned
+    key = (*key, needs_grad)
+    step = new_step if backward == needs_grad and new_step is not None else traced.steps.get(key)
     if step is None:
         step, reads = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
         if set(reads.tensors) - set(traced.reads.tensors):
@@ -125,7 +125,7 @@ def step_of(
                 f"{', '.join(traced.reads.tensors) or 'no parameter'} for others; read the same in all"
             )
         step = step.with_own(tuple(traced.reads.tensors))
-    traced.steps.setdefault(kind, step)
+    traced.steps.setdefault(key, step)
     return step, own
 
 
@@ -179,26 +179,26 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
     per_step: dict[str, bool] = {}
 
     def effective(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        found = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
-        per_step.update({name: isinstance(value, PerStep) for name, value in found.items()})
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
+        computed = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
+        per_step.update({name: isinstance(value, PerStep) for name, value in computed.items()})
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
 
     with PlainTorch():
         names = list(compute(node))
         graph = trace_forward(effective, names, list(own.values()), torch.float32)
-    positions, read = {}, list(reads.tensors)
+    positions, paths = {}, list(reads.tensors)
     for name in names:
         (*used,) = graph.giving([name]).used_inputs()
         if len(used) != 1 or used[0] not in own.values():
             return {}
-        positions[name] = read.index(used[0].removeprefix(own_name(""))), per_step[name]
+        positions[name] = paths.index(used[0].removeprefix(own_name(""))), per_step[name]
     return positions if graph.operations else {}  # own parameters that are taken as they are need no computation
 
 
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
-    found = compute(Scope(node, dict(own), (), reads))
+    parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
-    return found
+    return parameters
 
 
 def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tensor, ...] | None]:
@@ -231,14 +231,14 @@ def _trace(
     tensors = raw_tensors(node)
     numbers = {path: tensor for path, tensor in tensors.items() if tensor.numel() == 1}
     shaped = {path: tensor for path, tensor in tensors.items() if path not in numbers}
-    rest = node, states, equations, effective, dtype, backward, sources
+    arguments = node, states, equations, effective, dtype, backward, sources
     try:
-        return _trace_with(numbers, shaped, *rest)
+        return _trace_with(numbers, shaped, *arguments)
     except StepTraceError:
         if not numbers:
             raise
         try:
-            return _trace_with({}, tensors, *rest)
+            return _trace_with({}, tensors, *arguments)
         except StepTraceError:
             pass
         raise
@@ -250,8 +250,8 @@ def _trace_with(
     sources: Sources | None,
 ) -> tuple[NeuronStep, Reads]:  # fmt: skip
     reads = Reads()
-    given = {kind[0] for kind in effective}
-    paths = {f"raw_{path}" if path in given else path: path for path in numbers}
+    effective_names = {kind[0] for kind in effective}
+    paths = {f"raw_{path}" if path in effective_names else path: path for path in numbers}
     gradients = torch.is_grad_enabled()
     parameters = [Parameter(*kind) for kind in effective]
     parameters += [Parameter(n, learned=gradients and numbers[paths[n]].requires_grad) for n in paths]
@@ -264,23 +264,23 @@ def _trace_with(
         reads: Reads = reads,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         present: dict[str, Any] = {paths[name]: value for name, value in values.items() if name in paths}
-        present |= {**shaped, **held, "effective": Effective({name: values[name] for name in given})}
+        present |= {**shaped, **held, "effective": Effective({name: values[name] for name in effective_names})}
         scope = Scope(node, present, tuple(states), reads)
-        with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, given, values):
+        with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, effective_names, values):
             spike = equations(scope, x)
         reads.refuse_side_effects()
         return spike, {name: _as_tensor(present[name], x) for name in states}
 
     prologue = None
     if shaped:
-        hoisting = Hoisting(shaped, given)
+        hoisting = Hoisting(shaped, effective_names)
         with (
             PlainTorch(),
             torch.set_grad_enabled(gradients),
             torch.random.fork_rng(devices=[]),
             contextlib.suppress(Exception),
         ):
-            half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *given, *paths)}
+            half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *effective_names, *paths)}
             step(half["x"], {name: half[name] for name in states}, half, hoisting, Reads())
         prologue = hoisting.prologue() if hoisting.taken() else None
         parameters += [
@@ -299,10 +299,10 @@ def _preparation(node: nn.Module, sources: Sources) -> Step:
     """A step that computes the effective parameters, as if they were states, from the neuron's own."""
 
     def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        read = list(sources.reads.tensors)
-        own = {read[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
-        found = _computed(node, sources.compute, own, Reads())
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
+        paths = list(sources.reads.tensors)
+        own = {paths[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
+        computed = _computed(node, sources.compute, own, Reads())
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
 
     return prepare
 
@@ -316,15 +316,15 @@ _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 def raw_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of a neuron and of its submodules, such as a surrogate, by dotted name."""
-    found = {}
+    by_name = {}
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is not None and type(tensor) not in _UNINITIALIZED:
-                found[prefix + name] = tensor
+                by_name[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
-            found.update(raw_tensors(child, f"{prefix}{name}."))
-    return found
+            by_name.update(raw_tensors(child, f"{prefix}{name}."))
+    return by_name
 
 
 def _title(node: nn.Module) -> str:

@@ -67,19 +67,19 @@ class Line:
 @functools.cache
 def _statements(code: CodeType) -> dict[int, tuple[int, int]]:
     """For every line of a function, the first and last line of the statement that it belongs to."""
-    found: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {}
     try:
         # inspect.getsourcelines would look through every loaded module for the file, which is known here.
         start = code.co_firstlineno
         lines = inspect.getblock(linecache.getlines(code.co_filename)[start - 1 :])
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (SyntaxError, tokenize.TokenError):
-        return found
+        return spans
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt) and getattr(node, "body", None) is None:
             span = (node.lineno + start - 1, (node.end_lineno or node.lineno) + start - 1)
-            found.update((number, span) for number in range(span[0], span[1] + 1))
-    return found
+            spans.update((number, span) for number in range(span[0], span[1] + 1))
+    return spans
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class Graph:
 
     def taking(self, results: Mapping[int, str]) -> Graph:
         """The same graph, except that these operations' results, by index, come from new inputs of these names."""
-        given = {index: Value(-1 - len(self.inputs) - n) for n, index in enumerate(results)}
+        replacements = {index: Value(-1 - len(self.inputs) - n) for n, index in enumerate(results)}
 
         def read(value: Any) -> Any:
-            return given.get(value.index, value) if isinstance(value, Value) else value
+            return replacements.get(value.index, value) if isinstance(value, Value) else value
 
         operations = tuple(replace(op, args=tuple(map(read, op.args))) for op in self.operations)
         outputs = {name: read(value) for name, value in self.outputs.items()}
@@ -164,14 +164,14 @@ class _Recorder(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
-        found = self._values.get(_storage(tensor))
-        if found is None:
+        value = self._values.get(_storage(tensor))
+        if value is None:
             raise StepTraceError(
                 f"it reads a tensor that is neither input, state nor parameter (shape {tuple(tensor.shape)})"
                 f"{at(caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
                 "from effective_parameters()"
             )
-        return found
+        return value
 
     def refuse_changes(self, inputs: Mapping[str, Tensor], parameters: Sequence[str]) -> None:
         """:raises StepTraceError: if a step has written to a parameter, because a kernel would lose the new value"""
@@ -227,7 +227,7 @@ def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], 
     """Trace a step. Inputs are x, the states and the parameters; outputs are ``output`` (the spike) and new states."""
     inputs = _scalars(("x", *states, *parameters), dtype)
     with torch.no_grad(), _Recorder(inputs) as recorder:
-        spike, updated = _take(step, inputs, states, parameters)
+        spike, updated = _run_step(step, inputs, states, parameters)
         recorder.refuse_changes(inputs, parameters)
     outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
@@ -251,7 +251,7 @@ def trace_backward(
         # The step gets copies, because it may write to its inputs (self.v += x), which autograd refuses for leaves.
         inputs = {name: leaf.clone() for name, leaf in leaves.items()}
     with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
-        spike, updated = _take(step, inputs, states, parameters)
+        spike, updated = _run_step(step, inputs, states, parameters)
         results = [spike, *(updated[name] for name in states)]
         outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
         # The gradient is that of one scalar. If autograd were given gradients as tensors, it would import its symbolic
@@ -314,7 +314,7 @@ class PlainTorch:
         _tracing.under_way = self._outer
 
 
-def _take(
+def _run_step(
     step: Step, inputs: Mapping[str, Tensor], states: Sequence[str], parameters: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     return step(inputs["x"], {name: inputs[name] for name in states}, {name: inputs[name] for name in parameters})
@@ -346,11 +346,11 @@ def caller() -> Line | None:
 
 def origin(error: Exception) -> str:
     """Where the neuron's own code raised an error, as the end of a sentence; empty where it did not."""
-    found = None
+    line = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
-            found = Line.of(frame.f_code, number)
-    return at(found)
+            line = Line.of(frame.f_code, number)
+    return at(line)
 
 
 def at(line: Line | None) -> str:

@@ -210,16 +210,16 @@ class FusedNode(OnKernels, _compat.BaseNode):
         self, backend: str, x_seq: Tensor, states: Mapping[str, State], first_step: int, keep: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return spikes, final states if they are kept, and the states at every step if they are stored."""
-        dtype, compiling, before = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
-        found = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
-        sources, parameters = found or (None, {})
+        dtype, compiling, previous = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
+        sources_and_own = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
+        sources, parameters = sources_and_own or (None, {})
         if sources is None:
             parameters = self.effective_parameters()
             # If this call continues from the states that the previous call left, it takes that call's bounded
             # parameters, unless their raw values have changed. The rule for a value at its bound then judges the
             # gradient of the whole sequence.
-            if before.parameters and not compiling and before.goes_on_from(states):
-                parameters = {n: unless_changed(before.parameters.get(n), value) for n, value in parameters.items()}
+            if previous.parameters and not compiling and previous.goes_on_from(states):
+                parameters = {n: unless_changed(previous.parameters.get(n), value) for n, value in parameters.items()}
         effective, kinds = fit_to_input(
             type(self).__name__, parameters, x_seq, first_step, self.channel_dim, dtype, sources is not None
         )
@@ -266,7 +266,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             for name, per_step, *_ in kinds
         }
         spikes, history = [], []
-        held = {name: memories[name] for name in self.states}
+        saved = {name: memories[name] for name in self.states}
         memories.update({name: as_state(value, steps[0], dtype) for name, value in states.items()})
         try:
             for t, x in enumerate(steps):
@@ -276,7 +276,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
                     history.append({name: memories[name] for name in self.states})
             final = {name: memories[name] for name in self.states} if keep else {}
         finally:
-            memories.update(held)
+            memories.update(saved)
             if "effective" in self.__dict__:
                 del self.effective
         sequences = {name: torch.stack([h[name] for h in history]) for name in self.states} if history else {}
@@ -290,18 +290,18 @@ class FusedNode(OnKernels, _compat.BaseNode):
 
         :raises ValueError: for a state that was given and cannot be broadcast to the step, or is on another device
         """
-        held = self._memories
+        memories = self._memories
         for name in self.states:
-            if isinstance(held[name], Tensor) and self._is_left_by_another(held[name], shape, x):
-                held = self._memories_rv
+            if isinstance(memories[name], Tensor) and self._is_left_by_another(memories[name], shape, x):
+                memories = self._memories_rv
                 break
         states = {}
         for name in self.states:
-            value = self._memories_rv[name] if held[name] is NOT_KEPT else held[name]
+            value = self._memories_rv[name] if memories[name] is NOT_KEPT else memories[name]
             if not isinstance(value, (int, float)):
                 value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
             states[name] = value
-        return states, _time_step(held) if self.time_dependent else 0
+        return states, _time_step(memories) if self.time_dependent else 0
 
     def _is_left_by_another(self, state: Tensor, shape: torch.Size, x: Tensor) -> bool:
         """Whether a state was left by a call with another kind of input, or by another trace of torch.jit."""

@@ -93,12 +93,12 @@ class OnKernels:
             numbers.append(float(value))
         for tensor in (*initial, *effective.values()):
             needs_grad = needs_grad or tensor.requires_grad
-        asked = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
+        key = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
         program: Program | str
         if torch.compiler.is_compiling():
-            program, names, own, learns = self._compiled_step(*asked)
+            program, names, own, learns = self._compiled_step(*key)
         else:
-            step, tensors = codegen.step_of(self, self._kernel_equations, *asked, sources)
+            step, tensors = codegen.step_of(self, self._kernel_equations, *key, sources)
             program, names, learns = step.program, step.program.names, step.program.backward is not None
             own = step.parameters(tensors) if tensors else {}
         values, shaped = dict(effective), []
@@ -108,12 +108,12 @@ class OnKernels:
                 if tensor.ndim and tensor.numel() != 1:
                     shaped.append(name)
                 values[name] = tensor.reshape(()) if tensor.ndim and tensor.numel() == 1 else tensor
-        merged: tuple[int, ...] = ()
+        merged_sizes: tuple[int, ...] = ()
         if shaped:
             along = [kind for kind in kinds if kind[2] and kind[0] in names]
             start, size = spread(type(self).__name__, values, shaped, along, x_seq, channel_dim)
             if len(size) > 1:
-                merged, stop = size, start + len(size)
+                merged_sizes, stop = size, start + len(size)
                 x_seq = x_seq.flatten(1 + start, stop)
                 initial = [state.flatten(start, stop - 1) for state in initial]
             channel_dim = start
@@ -123,12 +123,12 @@ class OnKernels:
         spikes, final, sequences = runtime.run(
             program, x_seq, initial, numbers, parameters, channel_dim, learns, record, keep
         )
-        if merged:
-            spikes = spikes.unflatten(1 + start, merged)
-            final = [state.unflatten(start, merged) for state in final]
-            sequences = [sequence.unflatten(1 + start, merged) for sequence in sequences]
-        kept = dict(zip(states, final, strict=True)) if final else {}
-        return spikes, kept, dict(zip(states, sequences, strict=True)) if sequences else {}
+        if merged_sizes:
+            spikes = spikes.unflatten(1 + start, merged_sizes)
+            final = [state.unflatten(start, merged_sizes) for state in final]
+            sequences = [sequence.unflatten(1 + start, merged_sizes) for sequence in sequences]
+        updated = dict(zip(states, final, strict=True)) if final else {}
+        return spikes, updated, dict(zip(states, sequences, strict=True)) if sequences else {}
 
     def _compiled_step(
         self: Any, names: tuple[str, ...], kinds: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool
@@ -146,16 +146,16 @@ class OnKernels:
             own |= self._computed_parameters(names, kinds, dtype, needs_grad)
         return text, used, own, backward
 
-    def _computed_parameters(self: Any, names: tuple[str, ...], *of: Any) -> dict[str, Tensor]:
+    def _computed_parameters(self: Any, names: tuple[str, ...], *key: Any) -> dict[str, Tensor]:
         """The step's parameters, computed outside of the compiled graph from the neuron's tensors."""
-        step, tensors = codegen.step_of(self, self._kernel_equations, names, *of)
+        step, tensors = codegen.step_of(self, self._kernel_equations, names, *key)
         return step.parameters(tensors)
 
     _computed_parameters._torchdynamo_disable = True  # type: ignore[attr-defined]
 
-    def _traced_kernel_step(self: Any, names: tuple[str, ...], *of: Any) -> Any:
+    def _traced_kernel_step(self: Any, names: tuple[str, ...], *key: Any) -> Any:
         """What :meth:`_compiled_step` needs to know of a step. torch.compile takes it as a constant."""
-        step, _ = codegen.step_of(self, self._kernel_equations, names, *of)
+        step, _ = codegen.step_of(self, self._kernel_equations, names, *key)
         program = step.program
         settings = tuple((path, value) for path, value in step.settings)
         paths, computed = {name: step.own[position] for name, position in step.taken.items()}, False

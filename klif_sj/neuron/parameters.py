@@ -44,8 +44,8 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
     # A value within its bounds is returned as it is. It is only read where that waits for no GPU.
-    known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
-    if known and raw.numel() == 1 and low < raw.item() < high:
+    readable = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
+    if readable and raw.numel() == 1 and low < raw.item() < high:
         return raw
     if is_tracing():
         raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")

@@ -39,10 +39,10 @@ def run(
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         text = program if isinstance(program, str) else program.text
         checkpoints = (x_seq.shape[0] - 1) // _segment(x_seq.device.type, text) if learns else 0
-        found = torch.ops.klif_sj.forward(
+        outputs = torch.ops.klif_sj.forward(
             text, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
         )
-        spikes, ends, _, sequences = unlisted(found, (len(initial) + len(initial_value)) * final)
+        spikes, ends, _, sequences = unlisted(outputs, (len(initial) + len(initial_value)) * final)
         return spikes, ends, sequences
     if isinstance(program, str):
         program = Program.decode(program)
@@ -51,9 +51,9 @@ def run(
     if not learns and forward_ad._current_level < 0:
         spikes, ends, _, sequences = _forward(settings, x_seq, initial, parameters)
         return spikes, ends, sequences
-    spikes, *others = _Scan.apply(settings, x_seq, *initial, *parameters)
+    spikes, *states = _Scan.apply(settings, x_seq, *initial, *parameters)
     split = len(program.states) if final else 0
-    return spikes, others[:split], others[split:]
+    return spikes, states[:split], states[split:]
 
 
 def _segment(device: str, text: str) -> int:
@@ -85,12 +85,12 @@ class _Scan(torch.autograd.Function):
             if "inplace" in str(error):
                 raise RuntimeError(f"{program.neuron}: its input was changed in place afterwards. {error}") from error
             raise
-        grad_x, grad_initial, found = _backward(
+        grad_x, grad_initial, grad_parameters = _backward(
             ctx.settings, x_seq, tensors[:n_initial], tensors[n_initial:], checkpoints, grads[0], grads[1 : ctx.ends],
             grads[ctx.ends :], ctx.needs_input_grad[1],
         )  # fmt: skip
-        unlearned = len(program.parameters) - len(found)  # they come after the learned ones
-        return None, grad_x, *grad_initial, *found, *(None,) * unlearned
+        unlearned = len(program.parameters) - len(grad_parameters)  # they come after the learned ones
+        return None, grad_x, *grad_initial, *grad_parameters, *(None,) * unlearned
 
 
 def as_it_is_now(x_seq: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def as_it_is_now(x_seq: Tensor) -> Tensor:
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def _unwatched(x_seq: Tensor, *others: Tensor | None) -> bool:
+def _unwatched(x_seq: Tensor, *tensors: Tensor | None) -> bool:
     """Whether an operator's implementation may be called without the dispatcher.
 
     A mode, a profiler or a trace may watch the dispatcher. A subclass of Tensor may define operators itself, and may
@@ -125,7 +125,7 @@ def _unwatched(x_seq: Tensor, *others: Tensor | None) -> bool:
     """
     if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled() or torch._C._get_tracing_state():
         return False
-    for tensor in (x_seq, *others):
+    for tensor in (x_seq, *tensors):
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor()):
             return False
     return x_seq.device.type in TARGETS
@@ -141,10 +141,10 @@ def _forward(
         return scan.forward(x_seq, initial, initial_value, parameters, learns and scan.checkpoints, record, final)
     checkpoints = (x_seq.shape[0] - 1) // TARGETS[x_seq.device.type].segment(program) if learns else 0
     with torch._C._AutoDispatchBelowAutograd():
-        found = torch.ops.klif_sj.forward(
+        outputs = torch.ops.klif_sj.forward(
             program.text, x_seq, initial, initial_value, parameters, channel_dim, checkpoints, record, final
         )
-    spikes, ends, saved, sequences = unlisted(found, len(program.states) if final else 0)
+    spikes, ends, saved, sequences = unlisted(outputs, len(program.states) if final else 0)
     # The same is saved as without a watcher: activation checkpointing counts it, and may watch only one of two passes.
     return spikes, ends, saved if checkpoints else None, sequences
 
@@ -167,10 +167,10 @@ def _backward(
             raise RuntimeError(NO_TRANSFORMS) from error
     saved = x_seq.new_empty(0) if checkpoints is None else checkpoints
     with nullcontext() if watched else torch._C._AutoDispatchBelowAutograd():
-        found = iter(
+        grads = iter(
             torch.ops.klif_sj.backward(
                 program.text, x_seq, initial, initial_value, parameters, saved, grad_spikes, grad_final,
                 grad_sequences, channel_dim, need_x,
             )
         )  # fmt: skip
-    return next(found) if need_x else None, [next(found) for _ in initial], list(found)
+    return next(grads) if need_x else None, [next(grads) for _ in initial], list(grads)

@@ -42,12 +42,12 @@ def folder() -> Path:
     return folder
 
 
-def name_of(suffix: str, *decides: str) -> str:
+def file_name(suffix: str, *decides: str) -> str:
     """The name of a file, made from all that decides its content."""
     return hashlib.sha256("\0".join(decides).encode()).hexdigest()[:32] + suffix
 
 
-def kept(name: str, build: Callable[[Path], Path]) -> Path:
+def built_file(name: str, build: Callable[[Path], Path]) -> Path:
     """The file of this name in the folder, which is built if it is missing or damaged.
 
     :param build: makes the file in an empty folder, which it is given, and returns the file's path. The file is then
@@ -76,7 +76,7 @@ def _seal(content: bytes, name: str) -> bytes:
 def _is_whole(file: Path) -> bool:
     """Whether a file exists, is complete and was built by this package. Loading any other file could crash."""
     try:
-        found = file.read_bytes()
+        data = file.read_bytes()
     except OSError:
         return False
-    return found[-SEAL:] == _seal(found[:-SEAL], file.name)
+    return data[-SEAL:] == _seal(data[:-SEAL], file.name)

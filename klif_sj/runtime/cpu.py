@@ -110,8 +110,8 @@ def load(kernel: Kernel) -> Callable[[bytes], int]:
 def function_of(source: str, name: str) -> Callable[[bytes], int]:
     """Compile a source, or find it compiled, and return one of its functions."""
     command = compiler()
-    file = cache.name_of(".so", source, identity(command), *FLAGS, *ARITHMETIC)
-    library = cache.kept(file, lambda folder: _compile(source, command, folder, file))
+    file = cache.file_name(".so", source, identity(command), *FLAGS, *ARITHMETIC)
+    library = cache.built_file(file, lambda folder: _compile(source, command, folder, file))
     try:
         function = getattr(ctypes.CDLL(str(library)), name)
     except OSError as error:

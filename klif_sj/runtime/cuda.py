@@ -102,8 +102,10 @@ def _registers(kernel: Kernel, width: int) -> int:
     """
     steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
-    own = kernel.summed_grads + kernel.per_step_grads * steps + sum(steps if p.per_step else 1 for p in parameters)
-    numbers = width * (len(kernel.program.states) + 2) + own * (width if kernel.channels_innermost else 1)
+    per_channel = (
+        kernel.summed_grads + kernel.per_step_grads * steps + sum(steps if p.per_step else 1 for p in parameters)
+    )
+    numbers = width * (len(kernel.program.states) + 2) + per_channel * (width if kernel.channels_innermost else 1)
     numbers += kernel.backward * steps * (len(kernel.program.states) + 2)
     return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
@@ -181,17 +183,17 @@ def launch(work: Pass, record: list[Any]) -> None:
         submit(kernel, vector, "finish", kernel.grads * work.channels, pack(*record), device)
 
 
-def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
+def submit(kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
     """Queue one kernel on torch's current stream of a device."""
     index = device.index
     if torch._C._cuda_getDevice() != index:
         with torch.cuda.device(index):
-            return submit(kernel, vector, name, blocks, block, device)
+            return submit(kernel, vector, name, blocks, call, device)
     driver = _driver()
     if not driver.ctxGetCurrent():
         _make_context()
     function = _function(kernel, vector, name, index)
-    argument = (ctypes.c_char_p * 1)(block)  # an array of pointers to the arguments
+    argument = (ctypes.c_char_p * 1)(call)  # an array of pointers to the arguments
     stream, threads = torch._C._cuda_getCurrentRawStream(index), BLOCK
     driver.launchKernel(function.ptr, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(argument), 0)
 

@@ -56,8 +56,8 @@ def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
 
     The distance between steps may be any: an input that was expanded over time stays one step in memory.
     """
-    found = sequence.stride()[1:]
-    if found == strides or lies_as(tuple(sequence.shape[1:]), found, strides):
+    present = sequence.stride()[1:]
+    if present == strides or lies_as(tuple(sequence.shape[1:]), present, strides):
         return sequence
     return empty_sequence(sequence, sequence.shape[0], strides, sequence.dtype).copy_(sequence)
 

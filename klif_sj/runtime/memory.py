@@ -57,10 +57,10 @@ class Pool:
         mapped = math.ceil(size / PAGE) * PAGE + PAGE  # one page more, to start where a page starts
         with self._lock:
             self._take_back()
-            found = next((i for i in reversed(range(len(self._idle))) if len(self._idle[i].memory) == mapped), None)
-            if found is None:
+            position = next((i for i in reversed(range(len(self._idle))) if len(self._idle[i].memory) == mapped), None)
+            if position is None:
                 self._drop(max(self._peak - self._leased - mapped, 0))
-            block = _map(mapped) if found is None else self._idle.pop(found)
+            block = _map(mapped) if position is None else self._idle.pop(position)
             self._leased += mapped
             self._peak = max(self._peak, self._leased)
         lent = memoryview(block.memory)[block.start : block.start + size]

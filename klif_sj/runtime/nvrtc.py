@@ -42,13 +42,13 @@ def target(architecture: int) -> str:
 
     :raises CompilerError: for a GPU that is older than all that NVRTC knows
     """
-    known = binding().getSupportedArchs()
-    if architecture in known:
+    supported = binding().getSupportedArchs()
+    if architecture in supported:
         return f"sm_{architecture}"
-    older = [other for other in known if other < architecture]
+    older = [candidate for candidate in supported if candidate < architecture]
     if not older:
         raise CompilerError(
-            f"expected a GPU of compute capability {min(known) / 10} or newer for NVRTC {version()}, got one of "
+            f"expected a GPU of compute capability {min(supported) / 10} or newer for NVRTC {version()}, got one of "
             f"{architecture / 10}; install CuPy for an older CUDA"
         )
     return f"compute_{max(older)}"
@@ -63,7 +63,7 @@ def image(source: str, architecture: int, options: tuple[str, ...]) -> bytes:
         built.write_bytes(compiled(source, options))
         return built
 
-    return cache.content(cache.kept(cache.name_of(".cubin", source, version(), *options), build))
+    return cache.content(cache.built_file(cache.file_name(".cubin", source, version(), *options), build))
 
 
 def compiled(source: str, options: tuple[str, ...]) -> bytes:

@@ -56,16 +56,16 @@ def listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
     return [spikes, *ends, checkpoints, *sequences]
 
 
-def unlisted(found: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+def unlisted(outputs: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Split what the operator returns, which has ``ends`` final states, into the four kinds of outputs."""
-    return found[0], found[1 : 1 + ends], found[1 + ends], found[2 + ends :]
+    return outputs[0], outputs[1 : 1 + ends], outputs[1 + ends], outputs[2 + ends :]
 
 
-def _forward_operator(text: str, x_seq: Tensor, *rest: Any) -> list[Tensor]:
+def _forward_operator(text: str, x_seq: Tensor, *arguments: Any) -> list[Tensor]:
     program = Program.decode(text)
-    initial, initial_value, parameters, channel_dim, *asked = rest
+    initial, initial_value, parameters, channel_dim, *settings = arguments
     scan = scan_of(program, x_seq, initial, parameters, channel_dim)
-    return listed(program, x_seq, scan.forward(x_seq, initial, initial_value, parameters, *asked))
+    return listed(program, x_seq, scan.forward(x_seq, initial, initial_value, parameters, *settings))
 
 
 def _fake_forward(
@@ -113,15 +113,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     text, n_initial, initial_value, channel_dim = ctx.settings
     x_seq, checkpoints, *tensors = ctx.saved_tensors
-    found = iter(
+    results = iter(
         torch.ops.klif_sj.backward(
             text, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grads[0],
             grads[1 : 1 + ctx.ends], grads[2 + ctx.ends :], channel_dim, ctx.needs_input_grad[1],
         )
     )  # fmt: skip
-    grad_x = next(found) if ctx.needs_input_grad[1] else None
-    grad_initial = [next(found) for _ in range(n_initial)]
-    grad_parameters = [next(found) if p.learned else None for p in Program.decode(text).parameters]
+    grad_x = next(results) if ctx.needs_input_grad[1] else None
+    grad_initial = [next(results) for _ in range(n_initial)]
+    grad_parameters = [next(results) if p.learned else None for p in Program.decode(text).parameters]
     # torch compares the structure of the gradients with that of the inputs: an empty list of numbers counts as a list.
     return None, grad_x, grad_initial, None if initial_value else [], grad_parameters, *(None,) * 4
 

@@ -78,23 +78,25 @@ class Scan:
         self.geometry = Geometry(laid.outer, laid.channels * laid.inner, 1) if self.channels_innermost else laid
         self._x_lies = lies_as(self.step, strides[1:], self.strides)
         self._passes: dict[tuple[bool, bool], Pass] = {}
-        whole, dense = self.shape, (self.neurons, *self.strides)
-        self._new_spikes = target.allocator(whole, dense, dtype, device)
-        self._new_sequence = target.allocator(whole, dense, self.real, device)
+        sequence_shape, sequence_strides = self.shape, (self.neurons, *self.strides)
+        self._new_spikes = target.allocator(sequence_shape, sequence_strides, dtype, device)
+        self._new_sequence = target.allocator(sequence_shape, sequence_strides, self.real, device)
         self._new_state = target.allocator(self.step, self.strides, self.real, device)
         self._initial_lies = self._parameters_lie = True
-        for shape, found, *rest in initial:
-            self._check("an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *rest)
-            self._initial_lies &= lies_as(self.step, found, self.strides)
-        for (size, contiguous, *rest), p in zip(parameters, program.parameters, strict=True):
+        for shape, state_strides, *dtype_and_device in initial:
+            self._check(
+                "an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *dtype_and_device
+            )
+            self._initial_lies &= lies_as(self.step, state_strides, self.strides)
+        for (size, contiguous, *dtype_and_device), p in zip(parameters, program.parameters, strict=True):
             wanted = (self.shape[0] if p.per_step else 1) * (self.channels if p.per_channel else 1)
             name = f"parameter {p.name!r}"
-            self._check(name, size == wanted, f"{wanted} elements", f"{size}", *rest)
+            self._check(name, size == wanted, f"{wanted} elements", f"{size}", *dtype_and_device)
             self._parameters_lie &= contiguous
 
-    def _check(self, name: str, fits: bool, wanted: str, found: str, dtype: torch.dtype, device: torch.device) -> None:
+    def _check(self, name: str, fits: bool, wanted: str, got: str, dtype: torch.dtype, device: torch.device) -> None:
         if not fits or dtype != self.real:
-            raise ValueError(f"{self.program.neuron}: {name}: expected {wanted} of {self.real}, got {found} of {dtype}")
+            raise ValueError(f"{self.program.neuron}: {name}: expected {wanted} of {self.real}, got {got} of {dtype}")
         if device != self.device:
             raise ValueError(
                 f"{self.program.neuron}: {name}: expected it on the input's device {self.device}, got {device}; move "
@@ -122,9 +124,9 @@ class Scan:
                 f"{checkpoints}; the caller was compiled by another version of klif_sj, compile it again"
             )
         work = self._passes.get((False, record)) or self._pass(False, record)
-        told, at = work.record.copy(), work.layout.at
+        call, at = work.record.copy(), work.layout.at
         spikes, saved = self._new_spikes(), None
-        told[at.spikes] = spikes.data_ptr()
+        call[at.spikes] = spikes.data_ptr()
         ends: list[Tensor] = []
         sequences: list[Tensor] = []
         for _ in self.program.states if final else ():
@@ -133,34 +135,34 @@ class Scan:
             sequences.append(self._new_sequence())
         if checkpoints:
             saved = x_seq.new_empty((checkpoints, len(self.program.states), self.neurons), dtype=self.real)
-            told[at.checkpoints] = saved.data_ptr()
+            call[at.checkpoints] = saved.data_ptr()
         if self.neurons:
-            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            inputs = self._write_inputs(call, at, x_seq, initial, initial_value, parameters)
             if final:
-                told[at.final] = map(_address, ends)
+                call[at.final] = map(_address, ends)
             if record:
-                told[at.sequences] = map(_address, sequences)
-            self.target.launch(work, told)
-            del read  # the record has only their addresses, so they had to live until here
+                call[at.sequences] = map(_address, sequences)
+            self.target.launch(work, call)
+            del inputs  # the record has only their addresses, so they had to live until here
         return spikes, ends, saved, sequences
 
-    def _tell_inputs(
-        self, told: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    def _write_inputs(
+        self, call: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
         parameters: Sequence[Tensor],
     ) -> tuple[Any, ...]:  # fmt: skip
         """Complete a record with the addresses of what a program reads, and return the tensors that lie there."""
         x = x_seq if self._x_lies else with_layout(x_seq, self.strides)
-        told[at.x], told[at.x_stride] = address(x), x.stride(0)
+        call[at.x], call[at.x_stride] = address(x), x.stride(0)
         if initial:
             if not self._initial_lies:
                 initial = [self._laid(state) for state in initial]
-            told[at.initial] = map(_address, initial)
+            call[at.initial] = map(_address, initial)
         else:
-            told[at.initial_value] = initial_value
+            call[at.initial_value] = initial_value
         if parameters:
             if not self._parameters_lie:
                 parameters = [tensor.contiguous() for tensor in parameters]
-            told[at.parameters] = map(_address, parameters)
+            call[at.parameters] = map(_address, parameters)
         return x, initial, parameters
 
     def _laid(self, state: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ class Scan:
         for grad in grad_sequences:
             record = record or grad is not None
         work = self._passes.get((True, record)) or self._pass(True, record)
-        told, at = work.record.copy(), work.layout.at
+        call, at = work.record.copy(), work.layout.at
         grad_x = self._new_spikes() if need_x else None
         grad_initial: list[Tensor] = []
         for _ in initial:
@@ -186,28 +188,28 @@ class Scan:
         sums = new_sums(work.sums, dtype=self.real)
         if self.neurons:
             if checkpoints is not None:
-                if checkpoints.numel() != (wanted := self.checkpoints * len(self.program.states) * self.neurons):
-                    raise ValueError(f"klif_sj::backward: expected {wanted} saved states, got {checkpoints.numel()}")
-                told[at.checkpoints] = checkpoints.data_ptr()
-            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+                if checkpoints.numel() != (expected := self.checkpoints * len(self.program.states) * self.neurons):
+                    raise ValueError(f"klif_sj::backward: expected {expected} saved states, got {checkpoints.numel()}")
+                call[at.checkpoints] = checkpoints.data_ptr()
+            inputs = self._write_inputs(call, at, x_seq, initial, initial_value, parameters)
             if grad_spikes is None:
-                grad_spikes = torch.zeros_like(read[0])
+                grad_spikes = torch.zeros_like(inputs[0])
             self._check_gradient("the spikes", grad_spikes, self.shape, self.dtype)
             grad_spikes = with_layout(grad_spikes, self.strides)
-            told[at.grad_spikes], told[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
-            ends = self._tell_gradients(told, at.grad_final, grad_final)
+            call[at.grad_spikes], call[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
+            final_grads = self._write_gradients(call, at.grad_final, grad_final)
             recorded: list[Tensor] = []
             for grad in grad_sequences if record else ():
                 recorded.append(self._recorded(grad, x_seq))
             if record:
-                told[at.grad_sequences] = map(_address, recorded)
+                call[at.grad_sequences] = map(_address, recorded)
             if grad_x is not None:
-                told[at.grad_x] = grad_x.data_ptr()
+                call[at.grad_x] = grad_x.data_ptr()
             if grad_initial:
-                told[at.grad_initial] = map(_address, grad_initial)
-            told[at.grad_parameters] = sums.data_ptr()
-            self.target.launch(work, told)
-            del read, ends  # the record has only their addresses, so they had to live until here
+                call[at.grad_initial] = map(_address, grad_initial)
+            call[at.grad_parameters] = sums.data_ptr()
+            self.target.launch(work, call)
+            del inputs, final_grads  # the record has only their addresses, so they had to live until here
         return grad_x, grad_initial, work.parameter_gradients(sums) if work.kernel.grads else []
 
     def _check_gradient(self, of: str, grad: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -217,14 +219,14 @@ class Scan:
                 f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}"
             )
 
-    def _tell_gradients(self, told: list[Any], where: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def _write_gradients(self, call: list[Any], field: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Complete a record with the addresses of final states' gradients, and return the tensors that lie there."""
         laid: list[Tensor | None] = []
-        for position, grad in enumerate(grads, where.start):
+        for position, grad in enumerate(grads, field.start):
             if grad is not None:
                 self._check_gradient("a final state", grad, self.step, self.real)
                 grad = self._laid(grad)
-                told[position] = address(grad)
+                call[position] = address(grad)
             laid.append(grad)
         return laid
 
