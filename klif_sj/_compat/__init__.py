@@ -29,7 +29,7 @@ if SPIKINGJELLY_2:
 else:
 
     class BaseNode(_BaseNode):  # type: ignore[no-redef]
-        """``BaseNode`` as 0.0.0.0.14's AttributeMonitor wants it: it asks ``__getattr__`` for plain attributes too."""
+        """``BaseNode`` for 0.0.0.0.14's AttributeMonitor, which asks ``__getattr__`` for plain attributes too."""
 
         def __getattr__(self, name: str) -> Any:
             attributes = self.__dict__
@@ -44,7 +44,7 @@ def init_base_node(
     detach_reset: bool,
     step_mode: str,
 ) -> None:
-    """Run ``BaseNode.__init__``. The old line's takes a backend too; ours are none of its, so it gets ``'torch'``."""
+    """Run ``BaseNode.__init__``. The old line's also takes a backend; it does not know ours, so it gets ``'torch'``."""
     options: dict[str, Any] = {} if SPIKINGJELLY_2 else {"backend": "torch"}
     _BaseNode.__init__(
         node,
@@ -61,7 +61,7 @@ def init_base_node(
 def init_surrogate(function: surrogate.SurrogateFunctionBase, spiking: bool, **parameters: Any) -> None:
     """Run ``SurrogateFunctionBase.__init__`` with the function's parameters.
 
-    2.x takes any parameters by keyword, 0.0.0.0.14 a single ``alpha``; there the others are set as attributes.
+    2.x takes any parameters by keyword. 0.0.0.0.14 takes only ``alpha``, so the others are set as attributes.
     """
     if SPIKINGJELLY_2:
         surrogate.SurrogateFunctionBase.__init__(function, spiking=spiking, **parameters)
@@ -72,7 +72,7 @@ def init_surrogate(function: surrogate.SurrogateFunctionBase, spiking: bool, **p
 
 
 def spiking_neurons() -> dict[str, type[base.MemoryModule]]:
-    """SpikingJelly's spiking neurons by name: the subclasses of ``BaseNode``, and 2.x's that is none."""
+    """SpikingJelly's spiking neurons by name: the subclasses of ``BaseNode``, and 2.x's ``GatedLIFNode``."""
     others = {"GatedLIFNode"} if SPIKINGJELLY_2 else set()
     return {
         name: value
@@ -82,7 +82,7 @@ def spiking_neurons() -> dict[str, type[base.MemoryModule]]:
 
 
 def kernel_precision(node: nn.Module) -> Any:
-    """What 2.x's precision conversion has set for its own kernels of this neuron; None where it has set nothing."""
+    """The precision that 2.x's conversion has set for its own kernels of this neuron; None if it has set none."""
     return getattr(node, "_neuron_precision", None)
 
 
@@ -118,9 +118,9 @@ def with_set_backend() -> Iterator[None]:
 
 
 def forget_reset_lists(net: nn.Module) -> None:
-    """Drop the lists of resettable modules that 2.x caches for ``reset_net``: stale once a module was replaced.
+    """Drop the lists of resettable modules that 2.x caches for ``reset_net``: a list is stale after a replacement.
 
-    They are cached by the network that was reset, which may be a part of ``net`` or one that ``net`` is a part of.
+    2.x caches a list for the network that was reset, which may be a part of ``net``, or may contain ``net``.
     """
     if SPIKINGJELLY_2:
         for module in {*net.modules(), *functional.net_config._RESET_MODULE_CACHE}:
@@ -136,8 +136,8 @@ def extract_recordings(reader: Any, downloaded: Path, extracted: Path) -> None:
 def convert_recordings(reader: Any, extracted: Path, events: Path) -> None:
     """Have a ``spikingjelly.datasets`` class write its raw recordings as .npz files into the empty folder ``events``.
 
-    0.0.0.0.14 calls it by another name and drops the errors of its threads: a file that it cannot read is missing
-    afterwards. 2.x raises.
+    In 0.0.0.0.14 the method has another name and drops the errors of its threads, so a file that it cannot read is
+    missing afterwards. 2.x raises the error.
     """
     with _quiet_and_on_todays_numpy():
         (reader.create_raw_from_extracted if SPIKINGJELLY_2 else reader.create_events_np_files)(extracted, events)
@@ -145,7 +145,7 @@ def convert_recordings(reader: Any, extracted: Path, events: Path) -> None:
 
 @contextmanager
 def _quiet_and_on_todays_numpy() -> Iterator[None]:
-    """0.0.0.0.14 prints a line a file, and reads CIFAR10-DVS through names that NumPy has dropped since."""
+    """Silence 0.0.0.0.14, which prints a line for each file, and give it names that NumPy has dropped since."""
     if SPIKINGJELLY_2:
         yield
         return

@@ -17,7 +17,7 @@ from . import LINE, SPIKINGJELLY_2
 
 
 class SpikingNode(Protocol):
-    """What a call needs of a neuron whose class is SpikingJelly's or a user's. No class has all of it."""
+    """What a call may need of a neuron whose class is SpikingJelly's or a user's. No class has all of these."""
 
     _fused_states: tuple[str, ...]
     _memories: dict[str, Any]
@@ -38,26 +38,27 @@ class SpikingNode(Protocol):
 
 
 HOOKS = ("neuronal_charge", "neuronal_adaptation", "neuronal_fire", "neuronal_reset")
-"""The methods of which 0.0.0.0.14 makes a step."""
+"""The methods from which 0.0.0.0.14 composes a step."""
 
 WHOLE = ("forward", "multi_step_forward", "functional_forward", "multi_step_functional_forward")
 """The methods that compute more than one step."""
 
 
 class NoStepError(ValueError):
-    """A class of neurons of which no single time step can be taken, with the reason."""
+    """A class of neurons has no single time step that could be taken from it. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class StepSource:
     """One time step of a class of neurons.
 
-    :param equations: the step: takes ``self``, or a stand-in for it, and x; sets the states; returns the spike
-    :param hooks: a class that gives the methods which 0.0.0.0.14 has and 2.x has not; None where none is needed
-    :param note: what a report says about it
-    :param differs: whether SpikingJelly itself does not run these equations on this line
-    :param effective: what computes effective parameters of a neuron: by name, a tensor, and whether it is per step
-    :param modes: the step modes that SpikingJelly has for it
+    :param equations: the step: a function of ``self``, or a stand-in for it, and x that sets states and returns the
+        spike
+    :param hooks: a class with the methods that 0.0.0.0.14 has and 2.x lacks; None if none is needed
+    :param note: a remark on the step in a report
+    :param differs: whether SpikingJelly itself runs other equations on this line
+    :param effective: computes a neuron's effective parameters: by name, a tensor, and whether it is per step
+    :param modes: the step modes that SpikingJelly has for the class
     """
 
     equations: Callable[[Any, Tensor], Tensor]
@@ -69,13 +70,13 @@ class StepSource:
 
 
 def is_neuron(cls: type) -> bool:
-    """Whether a class is one of SpikingJelly's neurons, or derived from one, or has a charge as they have."""
-    known = any(c.__module__.startswith(neuron.__name__) for c in cls.__mro__)
-    return known or (issubclass(cls, base.MemoryModule) and hasattr(cls, "neuronal_charge"))
+    """Whether a class is one of SpikingJelly's neurons, derives from one, or has a ``neuronal_charge`` like them."""
+    derived = any(c.__module__.startswith(neuron.__name__) for c in cls.__mro__)
+    return derived or (issubclass(cls, base.MemoryModule) and hasattr(cls, "neuronal_charge"))
 
 
 def starts_itself(cls: type) -> bool:
-    """Whether a user's class says from which states a call starts."""
+    """Whether a user's class defines from which states a call starts."""
     names = ("materialize_states",) if SPIKINGJELLY_2 else ("v_float_to_tensor", "w_float_to_tensor")
     return any(not is_upstream(_definer(cls, name)) for name in names)
 
@@ -83,7 +84,7 @@ def starts_itself(cls: type) -> bool:
 def is_upstream(cls: type) -> bool:
     """Whether a class is SpikingJelly's or torch's own.
 
-    A parametrization makes a class for each module that it changes, which is the user's as the module's own is.
+    torch makes a class for each module with a parametrization. Such a class counts as the user's.
     """
     if cls.__module__ == "torch.nn.utils.parametrize":
         return False
@@ -119,13 +120,13 @@ def _definer(cls: type, name: str) -> type:
 
 
 def _depth_of_users(cls: type, *names: str) -> int:
-    """How far up the bases of a class a user's own definition of one of these methods is."""
+    """The position, in a class's mro, of the first user's class that defines one of these methods; else its length."""
     mro = cls.__mro__
     return next((i for i, c in enumerate(mro) if not is_upstream(c) and any(n in vars(c) for n in names)), len(mro))
 
 
 def _method(cls: type, name: str) -> Callable[[Any, Tensor], Tensor]:
-    """A method of a class as equations; the trace notes it as it notes the methods that equations call."""
+    """A method of a class as equations. A trace notes it like the other methods that equations call."""
     function = getattr(cls, name)
 
     def equations(self: Any, x: Tensor) -> Tensor:
@@ -153,12 +154,12 @@ def _step_source_14(cls: type) -> StepSource:
     single = _definer(cls, "single_step_forward")
     if single in (base.MemoryModule, object):
         raise NoStepError("it has no single_step_forward")
-    whole = _definer(cls, "multi_step_forward")
-    own = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
-    if whole not in (neuron.IFNode, neuron.LIFNode) or own >= cls.__mro__.index(whole):
+    definer = _definer(cls, "multi_step_forward")
+    depth = min(_depth_of_users(cls, *HOOKS), cls.__mro__.index(single))
+    if definer not in (neuron.IFNode, neuron.LIFNode) or depth >= cls.__mro__.index(definer):
         return StepSource(_method(cls, "single_step_forward"))
-    equations = _method(neuron.BaseNode if single is whole else cls, "single_step_forward")
-    note = f"in eval mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's methods"
+    equations = _method(neuron.BaseNode if single is definer else cls, "single_step_forward")
+    note = f"in eval mode SpikingJelly {LINE} runs {definer.__name__}'s step instead of this class's methods"
     return StepSource(equations, note=note, differs=True)
 
 
@@ -191,7 +192,7 @@ def _step_source_2(cls: type) -> StepSource:
 
 
 def _functional_step(cls: type) -> StepSource:
-    """2.x's pure step, as one that sets the states of ``self``, whose names are ``self._fused_states``."""
+    """2.x's pure step as equations that set the states of ``self``, whose names are ``self._fused_states``."""
     function = cls.single_step_functional_forward  # type: ignore[attr-defined]
 
     def equations(self: Any, x: Tensor) -> Tensor:
@@ -203,10 +204,10 @@ def _functional_step(cls: type) -> StepSource:
             setattr(self, name, state)
         return outputs[0]
 
-    whole = _definer(cls, "multi_step_functional_forward")
-    if whole is base.MemoryModule or issubclass(whole, _definer(cls, "single_step_functional_forward")):
+    definer = _definer(cls, "multi_step_functional_forward")
+    if definer is base.MemoryModule or issubclass(definer, _definer(cls, "single_step_functional_forward")):
         return StepSource(equations)
-    note = f"in multi-step mode SpikingJelly {LINE} runs {whole.__name__}'s step instead of this class's"
+    note = f"in multi-step mode SpikingJelly {LINE} runs {definer.__name__}'s step instead of this class's"
     return StepSource(equations, note=note, differs=True)
 
 
@@ -227,27 +228,27 @@ def _hooked_step(cls: type) -> StepSource:
 
 
 PLAIN: dict[Any, Any] = {}
-"""By 2.x's functions that compute a step by a registered operator, the same step in plain torch."""
+"""For each of 2.x's functions that computes a step by a registered operator, the same step in plain torch."""
 
 _exchanging = threading.RLock()
 
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Within it, 2.x's functions compute their steps in plain torch.
+    """Within this context, 2.x's functions compute their steps in plain torch.
 
-    Their code is exchanged, and the functions stay the same objects: so whoever has imported one calls the exchanged
-    code, and what a trace notes of them still holds afterwards. Another thread that calls one meanwhile gets the same
-    result.
+    Their code is exchanged, and the functions stay the same objects. A module that has imported one therefore calls the
+    exchanged code, and what a trace notes of a function still holds afterwards. Another thread that calls one meanwhile
+    gets the same result.
     """
     with _exchanging:
-        own = {function: function.__code__ for function in PLAIN}
+        original = {function: function.__code__ for function in PLAIN}
         try:
             for function, plain in PLAIN.items():
                 function.__code__ = plain.__code__
             yield
         finally:
-            for function, code in own.items():
+            for function, code in original.items():
                 function.__code__ = code
 
 
@@ -257,8 +258,8 @@ def _hooks_of() -> dict[type, type]:
 
 
 if SPIKINGJELLY_2:
-    # The bodies of 2.x's steps that call a registered operator, as the plain torch beneath it. Only their code is used,
-    # in place of the steps' own: so they name nothing but their arguments.
+    # These functions do in plain torch what 2.x's steps do by a registered operator. Only their code is used, in place
+    # of the steps' own code, so they name nothing but their arguments.
 
     def _if_step(x, v, v_threshold, v_reset, surrogate_function, detach_reset):  # type: ignore[no-untyped-def]
         from spikingjelly._ops.if_.reference import step
@@ -314,7 +315,7 @@ if SPIKINGJELLY_2:
         return spike
 
     def _along(value: Tensor, channel_dim: int) -> Tensor:
-        """A value for each channel, shaped to follow a dimension that is counted from the last one."""
+        """A value for each channel, shaped to broadcast along a dimension that is counted from the last one."""
         if value.dim() == 0:
             return value
         if channel_dim >= 0:
@@ -415,44 +416,45 @@ def _is_gated(node: SpikingNode) -> bool:
 
 
 def check_sequence(node: SpikingNode, x_seq: Tensor) -> None:
-    """:raises ValueError: for a sequence of another length than a neuron is made for"""
+    """:raises ValueError: for a sequence whose length differs from that for which the neuron was made"""
     if _is_gated(node) and x_seq.shape[0] != node.T:
         raise ValueError(f"{type(node).__name__}: expected T = {node.T} time steps, got {x_seq.shape[0]}")
 
 
 def starting_states(node: SpikingNode, x: Tensor, step_mode: str, dtype: torch.dtype, own: bool) -> dict[str, Any]:
-    """The states that a call with input x starts from, as SpikingJelly would have them.
+    """The states from which SpikingJelly would start a call with input x.
 
-    :param dtype: of states; those that a call has left in it are not converted to that of x, as SpikingJelly would
+    :param dtype: the dtype of states. States that a call left in it stay so; SpikingJelly would convert them to x's.
     :param own: what :func:`starts_itself` says of the neuron's class
     """
     names = node._fused_states
-    held = tuple(node._memories[name] for name in names)
+    memories = tuple(node._memories[name] for name in names)
     if _is_gated(node):
         return {"v": node.v, "u": 0.0}
-    if not own and {int, float}.issuperset(map(type, held)):
-        return dict(zip(names, held, strict=True))
+    if not own and {int, float}.issuperset(map(type, memories)):
+        return dict(zip(names, memories, strict=True))
     step = x[0] if step_mode == "m" else x
     if not SPIKINGJELLY_2:
         if own and not isinstance(node.v, Tensor):
             node.v_float_to_tensor(step)
-            held = tuple(node._memories[name] for name in names)
-        return dict(zip(names, held, strict=True))
+            memories = tuple(node._memories[name] for name in names)
+        return dict(zip(names, memories, strict=True))
     if not own and all(
-        isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype for s in held
+        isinstance(s, Tensor) and s.shape == step.shape and s.device == step.device and s.dtype == dtype
+        for s in memories
     ):
-        return dict(zip(names, held, strict=True))
-    return dict(zip(names, node.materialize_states((x,), held, step_mode), strict=True))
+        return dict(zip(names, memories, strict=True))
+    return dict(zip(names, node.materialize_states((x,), memories, step_mode), strict=True))
 
 
 def left_states(node: SpikingNode, final: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a call leaves as states."""
+    """The states that a call leaves."""
     return {"v": final["v"], "u": final["v"]} if _is_gated(node) else dict(final)
 
 
 def stores_states(node: SpikingNode, step_mode: str) -> bool:
     """Whether a call records the states of every step."""
-    cls = type(node)  # to ask the node for what it has not would take far longer
+    cls = type(node)  # asking the node for a missing attribute would take far longer
     if hasattr(cls, "store_state_seqs") and node.store_state_seqs:  # ComplementaryLIFNode
         return step_mode == "m"
     if not hasattr(cls, "store_v_seq") or not node.store_v_seq:

@@ -1,4 +1,4 @@
-"""What a launch is told: one table of fields, of which both the C struct and the packed record are made."""
+"""The arguments of a launch: one table of fields defines both the C struct and the packed record."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 
 class Field(NamedTuple):
-    """A field of the record, 8 bytes wide, or an array of such.
+    """A field of the record: a value of 8 bytes, or an array of such values.
 
-    :param type: of C
-    :param each: the constant that says how many elements the array has
-    :param by_neuron: whether it points to values for neurons that lie one after the other, so that a vector access may
-        take several of them
+    :param type: the type in C
+    :param each: the constant that says how many elements an array has; empty for a single value
+    :param by_neuron: whether the field points to values of neurons that lie one after the other, so that a vector
+        access may take several of them
     """
 
     name: str
@@ -61,7 +61,7 @@ FIELDS = (
 
 
 def c_struct() -> str:
-    """``struct Call`` in C."""
+    """The definition of ``struct Call`` in C."""
     lines = [
         f"    {field.type}{field.name}{f'[AT_LEAST_ONE({field.each})]' if field.each else ''};  // {field.meaning}\n"
         for field in FIELDS
@@ -70,11 +70,11 @@ def c_struct() -> str:
 
 
 class Layout:
-    """A record for so many states and parameters, as a list of numbers: addresses, and others.
+    """The layout of a record, which is a list of numbers, for a number of states and of parameters.
 
-    ``at.NAME`` is the position of a field in it, or the slice of an array. ``by_neuron`` takes the addresses of values
-    by neuron out of a record, and ``in_storage`` says of each whether its values have the storage dtype, in place of
-    the arithmetic's.
+    ``at.NAME`` is the position of a field in the record, or the slice of an array. ``by_neuron`` returns a record's
+    addresses of values by neuron, and ``in_storage`` says of each address whether its values have the storage dtype
+    instead of the arithmetic's.
     """
 
     def __init__(self, states: int, parameters: int) -> None:

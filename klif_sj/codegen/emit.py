@@ -1,8 +1,9 @@
 """Print a traced step as C: two functions, ``step`` and ``step_backward``, in the neuron's own names.
 
 The same text is compiled for the GPU and for the host. Every operation of the step is printed as torch computes it, in
-the same order and precision, so that (with no contraction to fused multiply-adds) the results are torch's own. In the
-gradient alone, a product that is added to something is printed as ``fma_``, which the GPU rounds once.
+the same order and precision. The results are torch's own, because the compilers contract nothing to fused
+multiply-adds. Only in the gradient, a product that is added to something is printed as ``fma_``, which the GPU rounds
+once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _ASSIGNMENT = re.compile(r"(?:self\.)?([A-Za-z_]\w*)\s*[-+*/]?=(?!=)")
 
 
 def _power(base: str, exponent: Any, function: str) -> str:
-    """``pow`` as torch computes it: small whole exponents multiply."""
+    """``pow`` as torch computes it: small whole exponents give products, and halves give square roots."""
     simple = {
         0: "real(1)", 1: base, 2: f"({base} * {base})", 3: f"({base} * {base} * {base})", 0.5: f"sqrt_({base})",
         -0.5: f"(real(1) / sqrt_({base}))", -1: f"(real(1) / {base})", -2: f"(real(1) / ({base} * {base}))",
@@ -93,16 +94,16 @@ FUNCTIONS: Mapping[str, Callable[..., str]] = {
     "silu": lambda a: f"({a} / (real(1) + exp_(-{a})))",
     "silu_backward": lambda g, a: f"({g} * sigmoid_({a}) * (real(1) + {a} * (real(1) - sigmoid_({a}))))",
 }  # fmt: skip
-"""Operations printed as an expression of their arguments."""
+"""Operations that are printed as an expression of their arguments."""
 
 READ_ONCE = frozenset(("rsub", "neg", "reciprocal", "where", "masked_fill", "logical_not", "_to_copy"))
-"""Those of them that print every argument once, so that an argument may be a whole expression."""
+"""Further operations that print every argument once, so that an argument may itself be an expression."""
 
 CALLS = _words("""
     abs exp exp2 expm1 log log1p log2 log10 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid sign
     sgn floor ceil round trunc clamp_min clamp_max maximum minimum fmax fmin atan2 fmod hypot
 """)
-"""Operations that the prelude defines as a function, by the same name with a trailing underscore."""
+"""Operations that the prelude defines as functions, under the same name with a trailing underscore."""
 
 COSTLY = _words("""
     exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid atan2 pow elu celu
@@ -120,11 +121,11 @@ _RESERVED = frozenset(f"{name}_" for name in (*CALLS, "pow", "reciprocal", "fma"
     static_cast struct switch template this thread_local throw true try typedef typeid typename union unsigned using
     virtual void volatile while xor xor_eq
 """)
-"""What means something else in C++, or in the functions around the statements."""
+"""Names that have a meaning in C++, or in the functions around the printed statements."""
 
 CONSTANTS = {
     "zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "zero": 0.0, "ones_like": 1.0, "new_ones": 1.0, "ones": 1.0,
-    "empty_like": 0.0,  # to be overwritten
+    "empty_like": 0.0,  # its values are overwritten later
 }  # fmt: skip
 FILLS = {"full_like": 1, "full": 1, "new_full": 2, "scalar_tensor": 0, "fill": 1}
 IDENTITIES = frozenset(("_to_copy", "clone", "lift_fresh", "lift_fresh_copy", "expand", "contiguous"))
@@ -149,26 +150,28 @@ def literal(value: float | bool, dtype: torch.dtype) -> str:
 
 
 def worth_keeping(graph: Graph, step: Collection[str]) -> list[int]:
-    """The costly operations that the outputs named ``step`` need and the other outputs need as well, by index.
+    """The indices of the costly operations that both the outputs named ``step`` and the other outputs need.
 
-    Where the step runs before the others are wanted, their results may be kept for them: those of the arithmetic's
-    dtype, which what they are kept in has.
+    A kernel that repeats the step before it computes the other outputs can keep these results for them. The array in
+    which it keeps them has the arithmetic's dtype, so only results of that dtype are listed.
     """
-    in_step, wanted, found = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
+    in_step, needed, costly = graph.giving(step).live(), set(graph.giving(graph.outputs.keys() - step).results()), []
     for index in range(len(graph.operations) - 1, -1, -1):
-        if index not in wanted:
+        if index not in needed:
             continue
         operation = graph.operations[index]
         if index in in_step and operation.name in COSTLY and operation.dtype == graph.dtype:
-            found.append(index)
+            costly.append(index)
         else:
-            wanted.update(operation.reads())
-    return found[::-1]
+            needed.update(operation.reads())
+    return costly[::-1]
 
 
 def exact_operations(graph: Graph, step: Collection[str]) -> set[int]:
-    """The operations, by index, that must give torch's own bits: all that the outputs named ``step`` need, and what a
-    comparison needs, since its result may change by the last bit.
+    """The indices of the operations that must give torch's own bits.
+
+    These are all operations that the outputs named ``step`` need, and all that a comparison needs, because the last
+    bit of a number can change the result of a comparison.
     """
     exact = graph.giving(step).live()
     for index in range(len(graph.operations) - 1, -1, -1):
@@ -183,8 +186,8 @@ def function_body(
 ) -> str:
     """Statements that compute the graph: ``inputs`` maps names to C expressions, ``outputs`` to C assignments.
 
-    :param exact: operations that are printed as they are; a sum that is none of them becomes ``fma_`` where it adds a
-        product that nobody else needs. By default all are exact.
+    :param exact: the indices of operations that are printed as they are; by default all. Any other sum becomes
+        ``fma_`` if it adds a product that no other operation reads.
     :raises StepTraceError: for an operation without a C form, naming it and its line
     """
     return _Printer(graph, inputs, outputs, exact).text()
@@ -228,29 +231,29 @@ class _Printer:
             self._print(index, operation)
         for name, target in self.outputs.items():
             value = self.graph.outputs[name]
-            summed, _, rest = target.partition(" += {};")
+            summed, _, comment = target.partition(" += {};")
             for term in self.terms.get(name, ()):
                 is_product = term.index in self.within
                 result = self._fma(term, summed) if is_product else self._operand(term, self.dtype)
-                self.lines.append(f"{summed} = {result};{rest}" if is_product else target.format(result))
+                self.lines.append(f"{summed} = {result};{comment}" if is_product else target.format(result))
             if name not in self.terms:
                 self.lines.append(target.format("real(0)" if value is None else self._operand(value, self.dtype)))
         return "\n".join(f"    {line}" for line in self.lines)
 
     def _find_products(self) -> dict[int, int]:
-        """By the index of a sum that is not exact, which of its terms is a product that is rounded with it."""
-        found = {}
+        """For each sum that is rounded once with a product: its index, and the product's place among its terms."""
+        products = {}
         for index, operation in enumerate(self.graph.operations):
             plain = operation.name in ("add", "sub", "rsub") and operation.options.get("alpha", 1) == 1
             if not self.uses[index] or not self._may_change(index) or not plain:
                 continue
             place = next((place for place in (1, 0) if self._is_product(operation.args[place])), None)
             if place is not None:
-                found[index] = place
-        return found
+                products[index] = place
+        return products
 
     def _terms(self, value: Value) -> list[Value]:
-        """What is added, one after the other, to the sum of an output: a sum that nobody else needs is taken apart."""
+        """The terms that are added to an output one by one. A sum that is read only here is split into its terms."""
         if self._is_lone(value):
             operation = self.graph.operations[value.index]
             arguments = operation.reads()
@@ -261,17 +264,17 @@ class _Printer:
         return [value]
 
     def _may_change(self, index: int) -> bool:
-        """Whether a result may be rounded otherwise than torch does."""
+        """Whether a result may be rounded differently from torch's."""
         return index not in self.exact and index not in self.within and self.graph.operations[index].dtype == self.dtype
 
     def _is_lone(self, term: Any) -> bool:
-        """Whether a term is such a result, and only needed once."""
+        """Whether a term is read only once, and may be rounded differently from torch's."""
         if not isinstance(term, Value) or term.index < 0:
             return False
         return self.uses[term.index] == 1 and self._may_change(term.index)
 
     def _is_product(self, term: Any) -> bool:
-        """Whether a term is a product, or one negated, that nobody else needs; it then gets no line of its own."""
+        """Whether a term is a product, or a negated one, that is read only once. It then gets no line of its own."""
         if not self._is_lone(term):
             return False
         operation = self.graph.operations[term.index]
@@ -285,23 +288,23 @@ class _Printer:
         operation = self.graph.operations[arg.index] if isinstance(arg, Value) and arg.index >= 0 else None
         return arg == 1 if operation is None else CONSTANTS.get(operation.name) == 1
 
-    def _fma(self, product: Value, other: str, negative: bool = False) -> str:
-        """The product, or its negative, and something else, rounded once."""
+    def _fma(self, product: Value, addend: str, negative: bool = False) -> str:
+        """The product, negated where ``negative`` says so, plus ``addend``; the sum is rounded once."""
         operation = self.graph.operations[product.index]
         if operation.name == "neg":
-            return self._fma(operation.args[0], other, not negative)
+            return self._fma(operation.args[0], addend, not negative)
         first, second = (self._operand(arg, self.dtype) for arg in operation.args)
-        return f"fma_({'-' * negative}{first}, {second}, {other})"
+        return f"fma_({'-' * negative}{first}, {second}, {addend})"
 
     def _sum(self, index: int, operation: Operation) -> str:
-        """A sum with a product in it."""
+        """A sum that is rounded once with one of its terms, a product."""
         place = self.products[index]
         minus = {"add": None, "sub": 1, "rsub": 0}[operation.name]
-        other = self._operand(operation.args[1 - place], self.dtype)
-        return self._fma(operation.args[place], f"-{other}" if minus == 1 - place else other, minus == place)
+        addend = self._operand(operation.args[1 - place], self.dtype)
+        return self._fma(operation.args[place], f"-{addend}" if minus == 1 - place else addend, minus == place)
 
     def _count_uses(self) -> Counter[int]:
-        """How often each operation's result is read by what an output needs."""
+        """How often each value is read by the outputs and by the operations that they need."""
         uses: Counter[int] = Counter(v.index for v in self.graph.outputs.values() if v is not None)
         for index in range(len(self.graph.operations) - 1, -1, -1):
             if uses[index]:
@@ -324,7 +327,7 @@ class _Printer:
         self.expressions[index] = name
 
     def _stays_in_line(self, index: int, operation: Operation) -> bool:
-        """Whether the one reader of a result comes from the same line, so that both read as one expression."""
+        """Whether a result is printed within its only reader, because both come from the same line of Python."""
         reader = next((op for op in self.graph.operations[index + 1 :] if Value(index) in op.args), None)
         if reader is None or reader.line != operation.line:
             return False
@@ -359,7 +362,7 @@ class _Printer:
             return literal(CONSTANTS[name], dtype)
         if name in FILLS:
             return literal(args[FILLS[name]], dtype)
-        if any(isinstance(arg, list | tuple) for arg in args):  # dimensions, such as those of a mean
+        if any(isinstance(arg, list | tuple) for arg in args):  # a list holds dimensions, such as those of a mean
             raise self._refusal(operation, f"of {dtype} is no elementwise operation that kernels can print")
         operand_dtype = self._common_dtype(args) if name in COMPARISONS else dtype
         alpha = options.get("alpha", 1)
@@ -402,13 +405,13 @@ class _Printer:
         if not isinstance(arg, Value):
             return literal(arg, dtype)
         expression = self.expressions[arg.index]
-        found = self.dtype if arg.index < 0 else self.graph.operations[arg.index].dtype
-        if found == dtype:
+        arg_dtype = self.dtype if arg.index < 0 else self.graph.operations[arg.index].dtype
+        if arg_dtype == dtype:
             return expression
         return f"{'real' if dtype == self.dtype else C_TYPES[dtype]}({expression})"
 
     def _is_at_least_one(self, value: Any) -> bool:
-        """Whether a value is 1 and a square or more, as in the gradients of many surrogates; or not a number."""
+        """Whether a value is at least 1 or not a number, as 1 plus a square in the gradients of many surrogates."""
         if not isinstance(value, Value) or value.index < 0:
             return False
         operation = self.graph.operations[value.index]
@@ -419,14 +422,14 @@ class _Printer:
         return len(terms) == 1 and [number >= 1 for number in numbers] == [True] and _is_not_negative(terms[0])
 
     def _common_dtype(self, args: tuple[Any, ...]) -> torch.dtype:
-        """The dtype in which torch compares: a Python number only counts where it is of a higher kind."""
+        """The dtype in which torch compares. A Python number counts only if it is of a higher kind than the tensors."""
         kinds = {bool: torch.bool, int: torch.int64, float: self.dtype}
-        found = [
+        dtypes = [
             (self.dtype if a.index < 0 else self.graph.operations[a.index].dtype) if isinstance(a, Value)
             else kinds[type(a)]
             for a in args
         ]  # fmt: skip
-        return functools.reduce(torch.promote_types, found)
+        return functools.reduce(torch.promote_types, dtypes)
 
     def _refusal(self, operation: Operation, why: str) -> StepTraceError:
         place = f", at {operation.line}" if operation.line else ", in the gradient that autograd derived"

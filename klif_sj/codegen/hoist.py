@@ -1,9 +1,9 @@
-"""What a step computes of parameters alone, hoisted out of the step: views, indexing, sigmoids of whole tensors.
+"""Hoists what a step computes from parameters alone out of the step: views, indexing, sigmoids of whole tensors.
 
-A kernel's step reads one number of each parameter. While a step is traced, parameters of more than one element are the
-tensors themselves: an operation on them alone runs on the spot and is noted, and where one of their results meets the
-input or a state, a number takes its place. In every call of the neuron the noted operations run again, once, before
-the kernel, and their results are the kernel's parameters.
+A kernel's step reads one number of each parameter. While a step is traced, a parameter with several elements is the
+tensor itself. An operation on such tensors alone runs at once and is noted. Where one of the results meets the input or
+a state, a number takes its place. In every call of the neuron the noted operations run once before the kernel, and
+their results are the kernel's parameters.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _IN_PLACE = re.compile(
 
 
 class _Result(NamedTuple):
-    """In the place of a tensor in a noted call: the number of the parameter or of the result."""
+    """Stands for a tensor in a noted call, by the number of the parameter or result that it is."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Prologue:
-    """Operations on parameters, in order, and which of the results a kernel takes.
+    """Operations on parameters, in order, and the results that a kernel takes.
 
-    :param paths: of the parameters, which have the first numbers; a call's results have the next ones
-    :param calls: functions, their arguments as they come out of a tree, and whether they have a gradient
-    :param taken: numbers of the results that are a kernel's parameters, by name
+    :param paths: the paths of the parameters, which have the first numbers; each call's results have the next ones
+    :param calls: for each call its function, the leaves and the tree of its arguments, and whether it has a gradient
+    :param taken: the numbers of the results that are a kernel's parameters, by the parameter's name
     """
 
     paths: tuple[str, ...]
@@ -49,18 +49,18 @@ class Prologue:
     taken: Mapping[str, int]
 
     def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The kernel's parameters by name, of the neuron's tensors by path."""
-        values: list[Any] = [tensors.get(path) for path in self.paths]  # None: one that the step does not read
+        """Compute the kernel's parameters, by name, from the neuron's tensors, by path."""
+        values: list[Any] = [tensors.get(path) for path in self.paths]  # None for one that the step does not read
         for function, leaves, tree, with_gradient in self.calls:
-            found = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
-            args, kwargs = tree_unflatten(list(found), tree)
+            arguments = (values[leaf.number] if isinstance(leaf, _Result) else leaf for leaf in leaves)
+            args, kwargs = tree_unflatten(list(arguments), tree)
             with nullcontext() if with_gradient else torch.no_grad():
                 values += _tensors_in(function(*args, **kwargs))
         return {name: values[number] for name, number in self.taken.items()}
 
 
 class _Shape(tuple[int, ...]):
-    """The shape of a stand-in for the input or a state: it can be passed on, and compared with another one."""
+    """The shape of a stand-in for the input or a state. It can only be passed on, and compared with another."""
 
     def _refuse(self, *args: Any) -> Any:
         raise StepTraceError(
@@ -79,17 +79,17 @@ class _Shape(tuple[int, ...]):
     __hash__ = None  # type: ignore[assignment]
 
 
-# Before torch 2.11 its parser of arguments crashes on any tuple of its own length.
+# Before torch 2.11, torch's parser of arguments crashes on a tuple whose class defines __len__.
 SHAPES = {Tensor.shape.__get__, Tensor.size} if torch.__version__ >= "2.11" else set()  # type: ignore[attr-defined]
 SIZES = {Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
 
 
 class Hoisting(TorchFunctionMode):
-    """Notes what a step computes of ``tensors`` alone, and refuses to tell the shape of what stands for other tensors.
+    """Notes what a step computes from ``tensors`` alone, and refuses to tell the shape of the input and the states.
 
-    :param tensors: the neuron's own, by path
-    :param names: that are given to something else
-    :param numbers: the numbers that stand for results, by name; None where the step runs to find out which are taken
+    :param tensors: the neuron's own tensors, by path
+    :param names: the names of the effective parameters, which a result must not have
+    :param numbers: the numbers that stand for results, by name; None in a run that finds out which results are taken
     """
 
     def __init__(
@@ -148,18 +148,18 @@ class Hoisting(TorchFunctionMode):
                 f"it changes {origin!r} in place{at(caller())}; a step may change states alone: register {origin!r} "
                 "with register_memory"
             )
-        if name == "to":  # x of a trace is on the CPU, wherever the neuron is
+        if name == "to":  # a traced x is on the CPU, wherever the neuron is
             leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.device)]
         args, kwargs = tree_unflatten(leaves, tree) if name != "to" else _arguments(leaves)
         with _disable_current_modes(), _Guard(origin):
             result = func(*args, **kwargs)
-        found = _tensors_in(result)
-        if found:
+        results = _tensors_in(result)
+        if results:
             noted, tree = tree_flatten((args, kwargs))
             noted = [_Result(self._number_of[id(leaf)]) if self._is_ours(leaf) else leaf for leaf in noted]
-            without = self._gradients and not torch.is_grad_enabled()  # within the step's own no_grad
-            self._calls.append((func, tuple(noted), tree, not without))
-        for tensor in found:
+            without_gradient = self._gradients and not torch.is_grad_enabled()  # the step itself says no_grad
+            self._calls.append((func, tuple(noted), tree, not without_gradient))
+        for tensor in results:
             number = len(self._values)
             self._values.append(tensor)
             self._number_of.setdefault(id(tensor), number)
@@ -167,21 +167,21 @@ class Hoisting(TorchFunctionMode):
         return result
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
-        """The number in the place of a result."""
+        """The number that takes the place of a parameter or result."""
         number = self._number_of[id(tensor)]
         if number not in self._stand_ins:
-            own = number < len(self._paths)
-            name = self._origin[number] if own else f"{self._origin[number]}_{number}"
+            is_parameter = number < len(self._paths)
+            name = self._origin[number] if is_parameter else f"{self._origin[number]}_{number}"
             name = f"raw_{name}" if name in self._names else name
             self._taken[name] = number
-            given = (self._numbers or {}).get(name)
-            given = torch.full((), 0.5) if given is None else given
-            self._stand_ins[number] = given != 0 if tensor.dtype == torch.bool else given
+            scalar = (self._numbers or {}).get(name)
+            scalar = torch.full((), 0.5) if scalar is None else scalar
+            self._stand_ins[number] = scalar != 0 if tensor.dtype == torch.bool else scalar
         return self._stand_ins[number]
 
 
 def _in_autograd_function() -> bool:
-    """Whether a call comes from the forward of an autograd function; with torch 2.15, from one that takes ctx."""
+    """Whether a call comes from the forward of an autograd function; from torch 2.15 on, of one that takes ctx."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
@@ -196,14 +196,14 @@ _APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__co
 
 
 def _arguments(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Of ``Tensor.to``: what says a dtype, as one argument."""
+    """The arguments of ``Tensor.to``, reduced to the tensor and a dtype."""
     dtype = next((leaf for leaf in leaves if isinstance(leaf, torch.dtype)), None)
     tensor = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
     return (tensor, tensor.dtype if dtype is None else dtype), {}
 
 
 class _Guard(TorchDispatchMode):
-    """Refuses, of operations on parameters, those that are not the same in every call, or that end in Python."""
+    """Refuses operations on parameters that draw random numbers or read a tensor's value in Python."""
 
     def __init__(self, origin: str) -> None:
         super().__init__()

@@ -16,10 +16,10 @@ STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one compiled source serves: a program, for T steps, in one dtype and schedule.
+    """All that a kernel is compiled for: a program, the number of time steps, the storage dtype and the schedule.
 
-    ``channels_innermost``: neighbouring neurons have different channels (channels_last, or no channels at all but
-    per-channel parameters), instead of runs of neurons that share one.
+    ``channels_innermost`` says that neighbouring neurons have different channels, as in channels-last images and in
+    ``[T, N, C]``. Otherwise runs of neighbouring neurons share a channel.
     """
 
     program: Program
@@ -34,7 +34,7 @@ class Kernel:
 
     @functools.cached_property
     def _hash(self) -> int:
-        """Once: it goes through all of the program, and several caches are asked for a kernel in every call."""
+        """The hash, computed once, because every call looks the kernel up in several caches."""
         return hash((self.program, self.steps, self.dtype, self.channels_innermost, self.record, self.backward))
 
     @functools.cached_property
@@ -45,12 +45,12 @@ class Kernel:
 
     @property
     def summed_grads(self) -> int:
-        """Learned parameters whose gradient is one sum over all time steps."""
+        """The number of learned parameters whose gradient is one sum over all time steps."""
         return sum(not p.per_step for p in self.program.learned) if self.backward else 0
 
     @property
     def per_step_grads(self) -> int:
-        """Learned parameters with a gradient for each time step."""
+        """The number of learned parameters with a gradient for each time step."""
         return sum(p.per_step for p in self.program.learned) if self.backward else 0
 
     @functools.cached_property
@@ -59,11 +59,11 @@ class Kernel:
 
     @functools.cached_property
     def values_of_channel(self) -> int:
-        """Values that the parameters have for a channel, over all steps."""
+        """The number of values that the parameters have for each channel, over all steps."""
         return sum(self.steps if p.per_step else 1 for p in self.program.parameters if p.per_channel)
 
     def prepared_values(self, channels: int) -> int:
-        """Values that the kernel computes of the neuron's own parameters before the first step."""
+        """The number of values that the kernel computes from the neuron's own parameters before the first step."""
         return sum(
             (self.steps if p.per_step else 1) * (channels if p.per_channel else 1)
             for p in self.program.parameters
@@ -71,7 +71,7 @@ class Kernel:
         )
 
     def source(self, target: str, **constants: int) -> str:
-        """C++ for ``target``: ``'cpu.cpp'`` or ``'cuda.cu'``; the constants are the target's own."""
+        """The C++ source for ``target``, ``'cpu.cpp'`` or ``'cuda.cu'``, with constants that only this target has."""
         on_host = target == "cpu.cpp"
         program = self.program
         parts = [self._header(), template("prelude.h"), self._constants(constants)]

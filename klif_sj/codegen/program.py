@@ -1,7 +1,7 @@
 """A neuron's step as a program: the C text of one time step, forward and backward, and what its arguments are.
 
-A program is a value. It encodes to a string that holds all of it, which is what the operators take: a compiled graph
-that outlives this process, or a process that never saw the neuron, can still build the kernel.
+A program is a value that encodes to a string. The operators take this string, so a compiled graph that outlives this
+process, or a process that never saw the neuron, can still build the kernel.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from .emit import COSTLY, c_identifier, exact_operations, function_body, worth_k
 from .trace import Graph, PlainTorch, Step, StepTraceError, Value, origin, trace_backward, trace_forward
 
 SEGMENT = 16
-"""Steps that are walked at a time; a longer sequence is walked in segments, its states stored in between."""
+"""Time steps in a segment. A longer sequence runs segment by segment, and its states are stored in between."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An effective parameter: one value, or one per time step, per channel, or per both."""
+    """An effective parameter: one value, or one for each time step, for each channel, or for each pair of them."""
 
     name: str
     per_step: bool = False
     per_channel: bool = False
     learned: bool = False
     prepared: bool = False
-    """Whether the neuron's own is another one, from which the kernel computes this one."""
+    """Whether the kernel computes this parameter from another one, which is the neuron's own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One time step in C. ``parameters`` lists the learned ones first, the per-step ones of those last.
+    """One time step in C. ``parameters`` lists the learned ones first, and the per-step ones last among those.
 
-    ``prepare`` has a case for each prepared parameter: what the step takes, from the neuron's own; ``prepare_back`` is
-    its gradient. ``backward`` computes again what it needs of the step. Where ``kept`` is not 0, ``forward_keeping`` is
-    the step that also writes that many costly results to ``kept``, and ``backward_of_kept`` reads them there.
+    ``prepare`` has a case for each prepared parameter, which computes it from the neuron's own; ``prepare_back`` has
+    the gradients. ``backward`` recomputes what it needs of the step. If ``kept`` is not 0, ``forward_keeping`` is the
+    step that also writes this number of costly results to an array, and ``backward_of_kept`` reads them there.
     """
 
     neuron: str
@@ -57,7 +57,7 @@ class Program:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters."""
+        """The names of the parameters."""
         return tuple(p.name for p in self.parameters)
 
     @functools.cached_property
@@ -71,13 +71,13 @@ class Program:
 
     @functools.cached_property
     def text(self) -> str:
-        """All of the program, for :meth:`decode`."""
+        """The whole program as a string, which :meth:`decode` reads."""
         return json.dumps(asdict(self))
 
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def decode(text: str) -> Program:
-        """The program of a text: one object for each, so that programs are compared by identity."""
+        """The program that a text encodes. Equal texts give the same object, so programs are compared by identity."""
         fields = json.loads(text)
         fields["states"] = tuple(fields["states"])
         fields["parameters"] = tuple(Parameter(**p) for p in fields["parameters"])
@@ -90,8 +90,7 @@ def build_program(
 ) -> Program:  # fmt: skip
     """Trace the step and print it. Parameters that the step does not read are left out.
 
-    :param effective: computes the prepared parameters, as its "states", from the neuron's own of the same names
-
+    :param effective: computes the prepared parameters, as if they were states, from the neuron's own
     :raises StepTraceError: naming the operation that no kernel can express and the line it came from
     """
     try:
@@ -114,27 +113,27 @@ def _build_program(
     names = [p.name for p in parameters]
     _check_names(states, names)
     forward_graph = trace_forward(step, states, names, dtype)
-    used = forward_graph.used_inputs()
+    used_names = forward_graph.used_inputs()
     backward_graph = None
     if backward:
         learned = [p.name for p in parameters if p.learned]  # a surrogate's slope is used by the gradient alone
         backward_graph = trace_backward(step, states, names, learned, dtype)
-        used |= backward_graph.used_inputs()
-        used |= {name for name in learned if backward_graph.outputs[f"grad_{name}"] is not None}
-    read = [p if backward else replace(p, learned=False) for p in parameters if p.name in used]
-    read.sort(key=lambda p: (not p.learned, p.per_step))
+        used_names |= backward_graph.used_inputs()
+        used_names |= {name for name in learned if backward_graph.outputs[f"grad_{name}"] is not None}
+    used = [p if backward else replace(p, learned=False) for p in parameters if p.name in used_names]
+    used.sort(key=lambda p: (not p.learned, p.per_step))
     program = Program(
         neuron=neuron,
         states=tuple(states),
-        parameters=tuple(read),
+        parameters=tuple(used),
         dtype=str(dtype).removeprefix("torch."),
-        forward=_forward_text(forward_graph, states, read),
+        forward=_forward_text(forward_graph, states, used),
     )
-    return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, read))
+    return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, used))
 
 
 def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dict[str, Any]:
-    """The fields of a program that are about what the kernel computes of the neuron's own parameters."""
+    """The fields of a program that compute prepared parameters from the neuron's own, and their gradients."""
     names = [p.name for p in program.parameters if p.prepared]
     own = [own_name(name) for name in names]
     forward = trace_forward(effective, names, own, dtype)
@@ -149,21 +148,21 @@ def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dic
             ("prepare", forward, name),
             ("prepare_back", backward, f"grad_{own_name(name)}"),
         ):
-            given = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
-            body = function_body(graph.giving([result]), given, {result: "return {};"})
+            expressions = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
+            body = function_body(graph.giving([result]), expressions, {result: "return {};"})
             texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
     return texts
 
 
 def own_name(name: str) -> str:
-    """What a prepared parameter's own one is called while it is traced."""
+    """The name that the neuron's own parameter, from which a prepared one is computed, has in a trace."""
     return f"own_{name}"
 
 
 def _check_names(states: Sequence[str], parameters: Sequence[str]) -> None:
-    """Everything that a step reads or gives is known by its name alone."""
-    used = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
-    for name, count in used.items():
+    """Check that all that a step reads and returns has different names, by which a trace tells it apart."""
+    counts = Counter(("x", "output", "grad_output", *states, *(f"grad_{name}" for name in states), *parameters))
+    for name, count in counts.items():
         if count > 1:
             raise StepTraceError(f"{name!r} is the name of more than one of its input, states and parameters")
 
@@ -195,7 +194,7 @@ def _forward_text(
 
 
 def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """The fields of a program that are about its gradient."""
+    """The fields of a program that compute its gradient."""
     inputs = {
         **_inputs(states, parameters),
         "grad_output": "grad_output",
@@ -211,13 +210,13 @@ def _backward_texts(graph: Graph, states: Sequence[str], parameters: Sequence[Pa
     texts: dict[str, Any] = {"backward": function_body(gradient, _all_inputs(gradient, inputs), outputs, exact)}
     results = {i: f"kept_{graph.operations[i].name}_{n}" for n, i in enumerate(worth_keeping(graph, step), 1)}
     if results:
-        wanted = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
+        with_kept = {**graph.giving(step).outputs, **{name: Value(index) for index, name in results.items()}}
         inputs |= {name: f"kept[{n}]" for n, name in enumerate(results.values())}
-        rest = gradient.taking(results)
+        gradient_of_kept = gradient.taking(results)
         texts |= {
             "kept": len(results),
-            "forward_keeping": _forward_text(replace(graph, outputs=wanted), states, parameters, results.values()),
-            "backward_of_kept": function_body(rest, _all_inputs(rest, inputs), outputs, exact),
+            "forward_keeping": _forward_text(replace(graph, outputs=with_kept), states, parameters, results.values()),
+            "backward_of_kept": function_body(gradient_of_kept, _all_inputs(gradient_of_kept, inputs), outputs, exact),
         }
     return texts
 

@@ -1,9 +1,9 @@
 """The stand-in for ``self`` on which a neuron's methods run while a step is traced, and the record of what they read.
 
-Nothing of the neuron itself is touched: a read goes through :class:`Scope`, which gives tensors of the trace for states
-and parameters and notes every other value in :class:`Reads`; a write stays in the scope. So a traced step is known to
-depend on what it read and on nothing else. A setting may be an attribute of the neuron, of a nested module or of any
-other object that it holds, of a class, or a global or closed-over variable of a method.
+The neuron itself stays as it is. A read goes through :class:`Scope`, which returns tensors of the trace for states and
+parameters, and notes every other value in :class:`Reads`. A write stays in the scope. A traced step therefore depends
+only on what was noted. Such a setting may be an attribute of the neuron, of a nested module, of any other object that
+the neuron holds, or of a class; or it is a global or closed-over variable of a method.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAIN = (
     bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType, range, slice, enum.Enum, np.generic,
     torch.dtype, torch.device, torch.layout, torch.memory_format, types.ModuleType,
 )  # fmt: skip
-"""Types of values that cannot change, so that they are compared as they are."""
+"""Types of immutable values, which are compared as they are."""
 
 CONTAINERS = (tuple, list, dict, set, frozenset)
 
@@ -41,10 +41,10 @@ CALLABLES = (
 """Types of callables that are compared by identity."""
 
 _FIXED_MODULES = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
-"""Packages whose globals are taken for constants."""
+"""Packages whose globals count as constants."""
 
 _CHANGING = ("datetime", "numpy.random", "os", "random", "secrets", "time", "uuid")
-"""Modules that give other values in every call."""
+"""Modules whose functions return another value in every call."""
 
 _ABSENT = object()
 
@@ -62,12 +62,12 @@ class Effective:
 
 
 class Scope:
-    """``self`` of one step: names in ``values`` come first, then the attributes of ``owner``, which are noted.
+    """``self`` of one step. It takes a name from ``values`` or else from ``owner``, whose attributes are noted.
 
     :param owner: a neuron, or an object that it holds at ``path``
     :param values: states, parameters and what the step writes, by dotted name
     :param states: the names that a step may write
-    :param reads: where reads are noted
+    :param reads: the record in which reads are noted
     """
 
     __slots__ = ("_scope_owner", "_scope_path", "_scope_reads", "_scope_states", "_scope_values")
@@ -100,8 +100,8 @@ class Scope:
             function = member.fget if isinstance(member, property) else member.func
             reads.note_method(type(owner), name, self._scope_path)
             return function(self)  # type: ignore[misc]
-        own = getattr(owner, "__dict__", {})
-        if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in own:
+        attributes = getattr(owner, "__dict__", {})
+        if isinstance(member, types.FunctionType | classmethod | staticmethod) and name not in attributes:
             reads.note_method(type(owner), name, self._scope_path)
             return member.__get__(self, type(owner))
         try:
@@ -112,10 +112,10 @@ class Scope:
         return self._wrap(name, value)
 
     def _wrap(self, name: str, value: Any) -> Any:
-        """What the step gets for a value of the owner, which is noted unless it is a tensor."""
+        """Return what the step gets for a value of the owner, and note the value unless it is a tensor."""
         reads, key = self._scope_reads, self._scope_path + name
         if isinstance(value, Tensor):
-            return value  # one of the trace's own would be in values: the tracer refuses to compute with this one
+            return value  # it is no tensor of the trace, so the tracer refuses to compute with it
         if isinstance(value, types.MethodType):
             reads.note_owner(f"{key}.", value)
             reads.note(f"{key}.", "__func__", value.__func__)
@@ -199,33 +199,33 @@ def note_methods(scope: Scope, *names: str) -> None:
 
 @dataclass
 class _Owner:
-    """What was read of one object: the neuron, or one that it holds."""
+    """What a step read of one object: the neuron, or an object that it holds."""
 
     cls: type
     settings: dict[str, tuple[Any, type]] = field(default_factory=dict)
-    """What was found, by name, as it is compared; and its type, as 1, 1.0 and True are equal."""
+    """By name, the value in comparable form, and its type, because 1, 1.0 and True are equal."""
     methods: dict[str, Any] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     own_methods: set[str] = field(default_factory=set)
 
 
 class Reads:
-    """What the trace of a step read of a neuron and its surroundings, with the values that it found."""
+    """What the trace of a step read of a neuron and its surroundings, and the values that it found there."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, None] = {}
         """The neuron's own parameters and buffers that were read, by dotted name, in order."""
         self._owners: dict[str, _Owner] = {}
-        self._given: list[tuple[str, Any, Any]] = []  # containers handed to the step, which must come back unchanged
+        self._given: list[tuple[str, Any, Any]] = []  # containers that the step got and must not change
         self._bases: dict[type, dict[str, Any]] = {}
         self._variables: dict[tuple[int, str], _Variable] = {}
         self._analysed: set[types.CodeType] = set()
         self._constants: dict[str, Any] = {}
 
-    # Noting, while a step is traced.
+    # These methods note reads while a step is traced.
 
     def note(self, path: str, name: str, value: Any) -> Any:
-        """Note a setting of the object at a path, and return what the step gets: a copy of what could be changed."""
+        """Note a setting of the object at a path, and return what the step gets: a copy if the value can change."""
         key = path + name
         comparable = _comparable(value, key)
         self._owners[path].settings[name] = comparable, type(value)
@@ -246,14 +246,14 @@ class Reads:
             self._owners[path] = _Owner(type(owner))
 
     def note_own_method(self, path: str, name: str) -> None:
-        """Note a method of the object itself that is set on it, in the place of its class's."""
+        """Note a method that is set on the object itself and takes the place of its class's method."""
         self._owners[path].own_methods.add(name)
 
     def note_absence(self, path: str, name: str) -> None:
         self._owners[path].absent.add(name)
 
     def note_method(self, cls: type, name: str, path: str) -> None:
-        """Note a method, and every definition of it along the class's bases, as the first may call the others."""
+        """Note a method and each definition of it in the class's bases, because the first may call the others."""
         self._owners[path].methods[name] = getattr(cls, name)
         for base in cls.__mro__:
             member = base.__dict__.get(name)
@@ -264,19 +264,20 @@ class Reads:
                 self._analyse(function, cls)
 
     def _analyse(self, function: Any, cls: type | None = None) -> None:
-        """Note the globals, the closed-over variables and, where it asks for its class, the class attributes."""
+        """Note a function's globals, its closed-over variables and, if it reads ``__class__``, the class attributes."""
         function = _unwrapped(function)
         if not isinstance(function, types.FunctionType) or _is_fixed(function.__module__):
             return
-        # By the function, which is not kept alive: what it closes over may lead back to the neuron.
-        this = weakref.ref(function)
+        # Closed-over variables are read from the function. The reference to it is weak, because what it closes over
+        # may lead back to the neuron.
+        reference = weakref.ref(function)
         cells = {name: f"().__closure__[{i}].cell_contents" for i, name in enumerate(function.__code__.co_freevars)}
         for name in ("__defaults__", "__kwdefaults__"):
-            self._note_variable(this, f"().{name}", [], f"{function.__name__}.{name}")
-        self._analyse_code(function.__code__, function, this, cells, cls)
+            self._note_variable(reference, f"().{name}", [], f"{function.__name__}.{name}")
+        self._analyse_code(function.__code__, function, reference, cells, cls)
 
     def _analyse_code(
-        self, code: types.CodeType, function: types.FunctionType, this: weakref.ref[Any], cells: Mapping[str, str],
+        self, code: types.CodeType, function: types.FunctionType, reference: weakref.ref[Any], cells: Mapping[str, str],
         cls: type | None,
     ) -> None:  # fmt: skip
         if code in self._analysed:
@@ -299,7 +300,7 @@ class Reads:
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
                 where: tuple[Any, str] = function.__globals__, f"[{name!r}]"
             elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
-                where = this, cells[name]
+                where = reference, cells[name]
             else:
                 continue
             attributes = []
@@ -310,13 +311,13 @@ class Reads:
             self._note_variable(*where, attributes, name)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                self._analyse_code(constant, function, this, cells, cls)
+                self._analyse_code(constant, function, reference, cells, cls)
 
     def _note_variable(self, home: Any, expression: str, attributes: list[str], name: str) -> None:
-        """Note a variable of a method, or the value that a chain of attributes leads to from there.
+        """Note a variable of a method, or the value to which a chain of attributes leads from there.
 
-        :param home: the globals, or a reference to the function that closes over the variable
-        :param expression: what reads the variable there
+        :param home: the globals, or a weak reference to the function that closes over the variable
+        :param expression: Python that, written after ``home``, reads the variable
         """
         value: Any = _Variable(home, expression, name).read()
         for attribute in attributes:
@@ -339,48 +340,50 @@ class Reads:
         by_attributes = not isinstance(value, (*PLAIN, *CONTAINERS, *CALLABLES, np.ndarray, types.MethodType))
         if by_attributes and not hasattr(value, "__dict__"):
             return
-        noted = _Variable(home, expression, name, by_attributes)
-        noted.value = _comparable(noted.read(), name, hold=True)
-        self._variables[id(home), expression] = noted
+        variable = _Variable(home, expression, name, by_attributes)
+        variable.value = _comparable(variable.read(), name, hold=True)
+        self._variables[id(home), expression] = variable
 
     def _analyse_autograd_function(self, cls: Any) -> None:
-        """The methods of a user's torch.autograd.Function, which its ``apply`` calls."""
+        """Analyse the methods of a user's torch.autograd.Function, because its ``apply`` calls them."""
         if isinstance(cls, type) and issubclass(cls, torch.autograd.Function) and not _is_fixed(cls.__module__):
             for name in ("forward", "setup_context", "backward"):
                 self._analyse(getattr(cls, name))
 
     def refuse_side_effects(self) -> None:
-        """:raises StepTraceError: where the step has changed what it read: a container, a variable or its attributes"""
+        """:raises StepTraceError: if the step has changed a container, a variable or an attribute that it read"""
         changed = [key for key, comparable, given in self._given if comparable != given]
-        changed += [noted.name for noted in self._variables.values() if noted.value != noted.read()]
+        changed += [variable.name for variable in self._variables.values() if variable.value != variable.read()]
         for cls, members in self._bases.items():
             changed += [f"{cls.__name__}.{name}" for name in members if vars(cls).get(name, _ABSENT) != members[name]]
         if changed:
             raise StepTraceError(f"it changes {changed[0]!r}, which a kernel would do once at most")
 
-    # Comparing, in every call.
+    # These properties serve the comparison in every call.
 
     @functools.cached_property
     def find(self) -> Callable[[Any], tuple[Tensor, ...] | None]:
-        """A function of a neuron: its tensors that were read, in order; None where anything else is not as it was.
+        """A function that returns a neuron's tensors that were read, in order; or None if another value has changed.
 
-        It runs in every call, so it is written out as one flat function, a comparison for each value that was read.
+        It runs in every call, so it is generated as one flat function with a comparison for each value that was read.
         """
         return _Guard(self._owners, self._bases, self._variables.values(), self.tensors).compiled()
 
     @functools.cached_property
     def constants(self) -> list[tuple[str, Any]]:
-        """The numbers and strings that were read, by dotted name: what a compiled graph is guarded by."""
+        """The numbers and strings that were read, by dotted name. They guard a compiled graph."""
         return list(self._constants.items())
 
 
 @dataclass
 class _Variable:
-    """A global, a default or a closed-over variable of a method, and where it is read.
+    """A global, a default or a closed-over variable of a method.
 
-    :param name: for messages
-    :param by_attributes: whether the settings among its attributes are compared, as it is an object of any class
-    :param value: what was found, as it is compared
+    :param home: the globals, or a weak reference to the function, where the variable is read
+    :param expression: Python that, written after ``home``, reads the variable
+    :param name: the variable's name in messages
+    :param by_attributes: whether the object's plain attributes are compared, because it may be of any class
+    :param value: the value that was found, in comparable form
     """
 
     home: Any
@@ -391,14 +394,14 @@ class _Variable:
 
     def read(self) -> Any:
         try:
-            found = eval(f"home{self.expression}", {"home": self.home})
+            value = eval(f"home{self.expression}", {"home": self.home})
         except (AttributeError, KeyError, ValueError):  # it is gone, or not yet set
             return _ABSENT
-        return _plain_attributes(found) if self.by_attributes else found
+        return _plain_attributes(value) if self.by_attributes else value
 
 
 class _Guard:
-    """The text of :attr:`Reads.find`, and the values that it compares with."""
+    """Writes the text of :attr:`Reads.find`, and holds the values that it compares with."""
 
     def __init__(
         self, owners: Mapping[str, _Owner], bases: Mapping[type, Mapping[str, Any]],
@@ -414,11 +417,11 @@ class _Guard:
             attributes = self._value(cls.__dict__)
             conditions += [self._same(f"{attributes}[{name!r}]", value) for name, value in members.items()]
         for variable in variables:
-            found = f"{self._value(variable.home)}{variable.expression}"
-            conditions.append(self._same(f"plain({found})" if variable.by_attributes else found, variable.value))
-        read = [self._tensor(path, number) for number, path in enumerate(tensors)]
-        conditions += [f"isinstance({tensor}, Tensor)" for tensor in read]
-        result = "".join(f"t{number}, " for number in range(len(read)))
+            access = f"{self._value(variable.home)}{variable.expression}"
+            conditions.append(self._same(f"plain({access})" if variable.by_attributes else access, variable.value))
+        assignments = [self._tensor(path, number) for number, path in enumerate(tensors)]
+        conditions += [f"isinstance({tensor}, Tensor)" for tensor in assignments]
+        result = "".join(f"t{number}, " for number in range(len(assignments)))
         body = (*lines, f"if {' and '.join(conditions or ['True'])}:", f"    return ({result})")
         self._text = "".join(f"        {line}\n" for line in body)
 
@@ -430,7 +433,7 @@ class _Guard:
         return find
 
     def _value(self, value: Any) -> str:
-        """The name of a value in the text."""
+        """Hold a value, and return its name in the text."""
         name = f"v{len(self._values)}"
         self._values[name] = value
         return name
@@ -438,46 +441,46 @@ class _Guard:
     def _find_object(self, path: str, owner: _Owner, owners: Mapping[str, _Owner]) -> Iterator[str]:
         parent_path, _, name = path.rstrip(".").rpartition(".")
         parent = self._objects[f"{parent_path}." if parent_path else ""]
-        found = self._objects[path] = f"o{len(self._objects)}"
+        holder = self._objects[path] = f"o{len(self._objects)}"
         attribute = _attribute(parent, name)
         if all(issubclass(cls, nn.Module) for cls in (owner.cls, owners[f"{parent_path}." if parent_path else ""].cls)):
             attribute = f"{parent}._modules[{name!r}] if {name!r} in {parent}._modules else {attribute}"
-        yield f"{found} = {attribute}"
+        yield f"{holder} = {attribute}"
 
-    def _of_object(self, found: str, owner: _Owner) -> Iterator[str]:
+    def _of_object(self, holder: str, owner: _Owner) -> Iterator[str]:
         for name, (value, cls) in owner.settings.items():
-            yield self._same(_attribute(found, name), value, cls)
+            yield self._same(_attribute(holder, name), value, cls)
         for name, method in owner.methods.items():
             yield self._same(_attribute(self._value(owner.cls), name), method)
         if owner.methods:
-            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({found}.__dict__)"
+            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({holder}.__dict__)"
         for name in owner.own_methods:
-            yield f"{found}.{name}.__self__ is {found}"
+            yield f"{holder}.{name}.__self__ is {holder}"
         for name in owner.absent:
-            yield f"not hasattr({found}, {name!r})"
+            yield f"not hasattr({holder}, {name!r})"
 
-    def _same(self, read: str, value: Any, cls: type | None = None) -> str:
-        """That what is read is the very object, or equals it and is of the same type."""
+    def _same(self, expression: str, value: Any, cls: type | None = None) -> str:
+        """The condition that an expression gives the same object as before, or an equal one of the same type."""
         if isinstance(value, _Same):
-            return f"{self._value(value.get)}() is {read}"
-        known = self._value(value)
+            return f"{self._value(value.get)}() is {expression}"
+        constant = self._value(value)
         of_type = "" if cls is None else f"type(v) is {self._value(cls)} and "
-        return f"((v := {read}) is {known} or {of_type}{known} == v)"
+        return f"((v := {expression}) is {constant} or {of_type}{constant} == v)"
 
     def _tensor(self, path: str, number: int) -> str:
         owner, _, name = path.rpartition(".")
-        found = self._objects[f"{owner}." if owner else ""]
-        parameters = f"{found}._parameters"
-        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(found, name)}"
+        holder = self._objects[f"{owner}." if owner else ""]
+        parameters = f"{holder}._parameters"
+        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(holder, name)}"
 
 
-def _attribute(found: str, name: str) -> str:
+def _attribute(holder: str, name: str) -> str:
     plain = name.isidentifier() and not keyword.iskeyword(name)
-    return f"{found}.{name}" if plain else f"getattr({found}, {name!r})"
+    return f"{holder}.{name}" if plain else f"getattr({holder}, {name!r})"
 
 
 class _Same:
-    """Equals one object, which it does not keep alive."""
+    """Equals one object alone, which it does not keep alive if the object allows a weak reference."""
 
     def __init__(self, value: Any) -> None:
         try:
@@ -504,10 +507,9 @@ class _Array:
 
 
 def _comparable(value: Any, key: str, hold: bool = False) -> Any:
-    """A copy that equals the value as long as it would trace the same; functions are compared by identity.
+    """A copy that equals the value as long as a trace would be the same. Functions are compared by identity.
 
     :param hold: whether a function may be kept alive, as those of modules may
-
     :raises StepTraceError: for a container that holds what cannot be compared
     """
     if isinstance(value, np.ndarray):
@@ -532,11 +534,11 @@ def _comparable(value: Any, key: str, hold: bool = False) -> Any:
 
 
 def _plain_attributes(value: Any) -> dict[str, Any]:
-    """The settings of an object that a method reaches through a global or closed-over variable."""
-    found = {n: v for n, v in vars(value).items() if isinstance(v, (*PLAIN, np.ndarray)) and n != "training"}
+    """The attributes of immutable types and the arrays of an object that a method finds in a variable."""
+    attributes = {n: v for n, v in vars(value).items() if isinstance(v, (*PLAIN, np.ndarray)) and n != "training"}
     for name, module in getattr(value, "_modules", {}).items():
-        found |= {f"{name}.{n}": v for n, v in _plain_attributes(module).items()}
-    return found
+        attributes |= {f"{name}.{n}": v for n, v in _plain_attributes(module).items()}
+    return attributes
 
 
 def _functions_of(member: Any) -> list[Any]:
@@ -549,21 +551,21 @@ def _functions_of(member: Any) -> list[Any]:
 
 
 def _unwrapped(function: Any) -> Any:
-    """The function that decorators such as functools.wraps leave underneath."""
+    """The function beneath decorators that use functools.wraps."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function
 
 
 def _home(value: Any) -> str | None:
-    """The module that a module, class or function is or comes from; empty for any other object."""
+    """The name of a module, or of the module that defines a class or function; empty for any other object."""
     if isinstance(value, types.ModuleType):
         return value.__name__
     return getattr(value, "__module__", None) if isinstance(value, CALLABLES) else ""
 
 
 def _refuse_changing(value: Any, name: str) -> None:
-    """:raises StepTraceError: for what gives other values in every call"""
+    """:raises StepTraceError: for a value that returns something else in every call, such as a clock"""
     owner = getattr(value, "__self__", None) if isinstance(value, types.BuiltinFunctionType) else None
     if isinstance(value, types.ModuleType):
         home = value.__name__

@@ -1,4 +1,4 @@
-"""The step of a neuron, as a value: traced once for each set of equations, and found again by what the trace read."""
+"""The step of a neuron: traced once for each set of equations, and used again while what the trace read still holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .scope import Effective, Reads, Scope
 from .trace import OutsideJitTrace, PlainTorch, Step, StepTraceError, trace_forward
 
 Equations = Callable[[Any, Tensor], Tensor]
-"""One step of a neuron: takes ``self``, or a stand-in for it, and x; sets the states; returns the spike."""
+"""One step of a neuron: a function of ``self``, or a stand-in for it, and x that sets states and returns the spike."""
 
 Kind = tuple[str, bool, bool, bool, bool]
 """A parameter's name, and whether it is per step, per channel, learned, and prepared: the fields of ``Parameter``."""
@@ -35,16 +35,16 @@ class PerStep(NamedTuple):
 EffectiveParameters = dict[str, Tensor | PerStep]
 
 Computation = Callable[[Any], EffectiveParameters]
-"""The effective parameters of ``self``, or a stand-in for it."""
+"""A function that computes the effective parameters of ``self``, or of a stand-in for it."""
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronStep:
-    """A program, and where its parameters come from, other than those that are given to the step.
+    """A program, and where those of its parameters come from that are not effective parameters.
 
-    :param own: the tensors of the neuron itself that the trace read, by path
-    :param taken: those of one element that are parameters of the program: by name, their positions in ``own``
-    :param prologue: what computes parameters of other shapes, which broadcast against a step, of ``own``
+    :param own: the paths of the neuron's tensors that the trace read
+    :param taken: by a parameter's name, the position in ``own`` of the tensor of one element that it is
+    :param prologue: computes parameters of other shapes, which broadcast against a step, from ``own``
     :param settings: numbers and strings that the trace read, by dotted name
     """
 
@@ -55,22 +55,22 @@ class NeuronStep:
     settings: list[tuple[str, Any]]
 
     def with_own(self, paths: tuple[str, ...]) -> NeuronStep:
-        """The same step with the neuron's own tensors in another order, some of them perhaps not needed."""
+        """The same step, which takes the neuron's tensors in another order, and perhaps more of them."""
         taken = {name: paths.index(self.own[position]) for name, position in self.taken.items()}
         return replace(self, own=paths, taken=taken)
 
     def parameters(self, own: Sequence[Tensor]) -> dict[str, Tensor]:
         """The parameters that come from the neuron's own tensors, by name."""
-        found = {name: own[position] for name, position in self.taken.items()}
+        by_name = {name: own[position] for name, position in self.taken.items()}
         if self.prologue is not None:
             computed = self.prologue.run(dict(zip(self.own, own, strict=True)))
-            found |= {name: computed[name] for name in self.program.names if name in computed}
-        return found
+            by_name |= {name: computed[name] for name in self.program.names if name in computed}
+        return by_name
 
 
 @dataclass
 class _Traced:
-    """The steps of neurons for which the same reads hold, by what tells the programs apart."""
+    """The steps of neurons for which the same reads hold, by all that distinguishes their programs."""
 
     reads: Reads
     steps: dict[Any, NeuronStep] = field(default_factory=dict)
@@ -81,7 +81,7 @@ _of_class: weakref.WeakKeyDictionary[type, tuple[_Traced, ...]] = weakref.WeakKe
 _adding = threading.Lock()
 
 REMEMBERED = 64
-"""How many steps of a class are remembered, the latest: a setting that changes in every epoch makes new ones."""
+"""How many of a class's latest traces are remembered: a setting that changes in every epoch makes new ones."""
 
 
 def step_of(
@@ -90,34 +90,33 @@ def step_of(
 ) -> tuple[NeuronStep, tuple[Tensor, ...]]:  # fmt: skip
     """The step of a neuron with effective parameters of these kinds, and the neuron's tensors that it reads.
 
-    It is traced where nothing that was traced before still holds: a setting that was read has changed, be it an
-    attribute, a method or a global, or a parameter is of another kind.
+    The step is traced if no earlier trace still holds, because a setting that was read (an attribute, a method or a
+    global) has changed, or because a parameter is of another kind.
 
-    :param equations: gives the equations, where the step has to be traced
-    :param needs_grad: whether a gradient is wanted already, without one for the neuron's own tensors
-    :param sources: of the effective parameters that are computed in the kernel
-
+    :param equations: returns the equations; it is called only if the step must be traced
+    :param needs_grad: whether a gradient is needed even if none of the neuron's own tensors needs one
+    :param sources: the sources of the effective parameters that the kernel computes; None if it computes none
     :raises StepTraceError: naming what no kernel can express and the line that it came from
     """
     if torch._C._get_tracing_state() is not None:
-        # With a gradient whether or not one is wanted: torch checks a trace by another one that wants none.
+        # The step always has a gradient here, because torch checks a trace by a second one that needs no gradient.
         with OutsideJitTrace(), torch.enable_grad():
             return step_of(node, equations, states, effective, dtype, True, sources)
     traced, own = _find(_of_node, _of_class, node)
-    gradients, first, backward = torch.is_grad_enabled(), None, needs_grad
+    gradients, new_step, backward = torch.is_grad_enabled(), None, needs_grad
     if own is None:
         backward = needs_grad or gradients and any(t.requires_grad for t in raw_tensors(node).values())
-        first, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
+        new_step, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
         traced, own = _Traced(reads), reads.find(node)
         if own is None:
             raise StepTraceError(f"{type(node).__name__}: what its step reads changes while it is read")
         _remember(_of_node, _of_class, node, traced)
-    kind: tuple[Any, ...] = (effective, dtype, sources)
+    key: tuple[Any, ...] = (effective, dtype, sources)
     for tensor in own:
         learned = gradients and tensor.requires_grad
-        kind, needs_grad = (*kind, tensor.shape, learned), needs_grad or learned
-    kind = (*kind, needs_grad)
-    step = first if backward == needs_grad and first is not None else traced.steps.get(kind)
+        key, needs_grad = (*key, tensor.shape, learned), needs_grad or learned
+    key = (*key, needs_grad)
+    step = new_step if backward == needs_grad and new_step is not None else traced.steps.get(key)
     if step is None:
         step, reads = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
         if set(reads.tensors) - set(traced.reads.tensors):
@@ -126,17 +125,17 @@ def step_of(
                 f"{', '.join(traced.reads.tensors) or 'no parameter'} for others; read the same in all"
             )
         step = step.with_own(tuple(traced.reads.tensors))
-    traced.steps.setdefault(kind, step)
+    traced.steps.setdefault(key, step)
     return step, own
 
 
 @dataclass(eq=False)
 class Sources:
-    """Where a neuron has its own parameters from which the effective ones are computed, one from one.
+    """The neuron's own parameters from which a kernel computes the effective ones, each from a single one.
 
-    :param positions: by the effective parameter's name, the position of the own one among the tensors that were read,
-        and whether it has a value for every step; empty where the computation is of another form, so that no kernel
-        can do it
+    :param positions: by an effective parameter's name, the position of the neuron's own one among the tensors that were
+        read, and whether it has a value for every step. It is empty if the computation has another form, which no
+        kernel can do.
     """
 
     compute: Computation
@@ -149,13 +148,13 @@ _sources_of_class: weakref.WeakKeyDictionary[type, tuple[Sources, ...]] = weakre
 
 
 def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tuple[Sources, EffectiveParameters] | None:
-    """What the effective parameters of a neuron are computed from, and its own parameters in their place.
+    """The sources of a neuron's effective parameters, and the neuron's own parameters under the effective ones' names.
 
-    None where no kernel can compute them in the arithmetic's dtype.
+    None if no kernel can compute the effective parameters in the arithmetic's dtype.
     """
     known: Sources | None = _sources_of_node.get(node)
     if known is not None and not known.positions:
-        return None  # to compute them outside of the kernel is right whatever has changed
+        return None  # computing them outside of the kernel is right whatever has changed
     known, own = _find(_sources_of_node, _sources_of_class, node)
     if own is None:
         reads = Reads()
@@ -180,30 +179,30 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
     per_step: dict[str, bool] = {}
 
     def effective(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        found = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
-        per_step.update({name: isinstance(value, PerStep) for name, value in found.items()})
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
+        computed = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
+        per_step.update({name: isinstance(value, PerStep) for name, value in computed.items()})
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
 
     with PlainTorch():
         names = list(compute(node))
         graph = trace_forward(effective, names, list(own.values()), torch.float32)
-    positions, read = {}, list(reads.tensors)
+    positions, paths = {}, list(reads.tensors)
     for name in names:
         (*used,) = graph.giving([name]).used_inputs()
         if len(used) != 1 or used[0] not in own.values():
             return {}
-        positions[name] = read.index(used[0].removeprefix(own_name(""))), per_step[name]
+        positions[name] = paths.index(used[0].removeprefix(own_name(""))), per_step[name]
     return positions if graph.operations else {}  # own parameters that are taken as they are need no computation
 
 
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
-    found = compute(Scope(node, dict(own), (), reads))
+    parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
-    return found
+    return parameters
 
 
 def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tensor, ...] | None]:
-    """What was traced of this neuron, or of another one of its class, and still holds; and the tensors that it read."""
+    """A trace of this neuron, or of another one of its class, that still holds, and the tensors that it reads."""
     known = of_node.get(node)
     if known is not None and (own := known.reads.find(node)) is not None:
         return known, own
@@ -215,7 +214,7 @@ def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tens
 
 
 def _remember(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
-    """Keep what was traced for this neuron and, as one of the latest, for those of its class."""
+    """Remember a trace for this neuron and, among the latest ones, for its class."""
     with _adding:
         of_class[type(node)] = (*of_class.get(type(node), ())[1 - REMEMBERED :], known)
         of_node[node] = known
@@ -225,21 +224,21 @@ def _trace(
     node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, sources: Sources | None,
 ) -> tuple[NeuronStep, Reads]:  # fmt: skip
-    """A step and what its trace read: tensors of one element as numbers of the step, others by a prologue.
+    """Trace a step, and note what it reads: tensors of one element as numbers, the others through a prologue.
 
-    Where that fails, as for a tensor of one element that is indexed or viewed as a channel, all are of the prologue.
+    If that fails, as for a tensor of one element that is indexed or viewed as a channel, all go through the prologue.
     """
     tensors = raw_tensors(node)
     numbers = {path: tensor for path, tensor in tensors.items() if tensor.numel() == 1}
     shaped = {path: tensor for path, tensor in tensors.items() if path not in numbers}
-    rest = node, states, equations, effective, dtype, backward, sources
+    arguments = node, states, equations, effective, dtype, backward, sources
     try:
-        return _trace_with(numbers, shaped, *rest)
+        return _trace_with(numbers, shaped, *arguments)
     except StepTraceError:
         if not numbers:
             raise
         try:
-            return _trace_with({}, tensors, *rest)
+            return _trace_with({}, tensors, *arguments)
         except StepTraceError:
             pass
         raise
@@ -251,8 +250,8 @@ def _trace_with(
     sources: Sources | None,
 ) -> tuple[NeuronStep, Reads]:  # fmt: skip
     reads = Reads()
-    given = {kind[0] for kind in effective}
-    paths = {f"raw_{path}" if path in given else path: path for path in numbers}
+    effective_names = {kind[0] for kind in effective}
+    paths = {f"raw_{path}" if path in effective_names else path: path for path in numbers}
     gradients = torch.is_grad_enabled()
     parameters = [Parameter(*kind) for kind in effective]
     parameters += [Parameter(n, learned=gradients and numbers[paths[n]].requires_grad) for n in paths]
@@ -265,23 +264,23 @@ def _trace_with(
         reads: Reads = reads,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         present: dict[str, Any] = {paths[name]: value for name, value in values.items() if name in paths}
-        present |= {**shaped, **held, "effective": Effective({name: values[name] for name in given})}
+        present |= {**shaped, **held, "effective": Effective({name: values[name] for name in effective_names})}
         scope = Scope(node, present, tuple(states), reads)
-        with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, given, values):
+        with torch._C._EnableTorchFunction(), hoisting or Hoisting(shaped, effective_names, values):
             spike = equations(scope, x)
         reads.refuse_side_effects()
         return spike, {name: _as_tensor(present[name], x) for name in states}
 
     prologue = None
     if shaped:
-        hoisting = Hoisting(shaped, given)
+        hoisting = Hoisting(shaped, effective_names)
         with (
             PlainTorch(),
             torch.set_grad_enabled(gradients),
             torch.random.fork_rng(devices=[]),
             contextlib.suppress(Exception),
         ):
-            half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *given, *paths)}
+            half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *effective_names, *paths)}
             step(half["x"], {name: half[name] for name in states}, half, hoisting, Reads())
         prologue = hoisting.prologue() if hoisting.taken() else None
         parameters += [
@@ -297,13 +296,13 @@ def _trace_with(
 
 
 def _preparation(node: nn.Module, sources: Sources) -> Step:
-    """What computes the effective parameters, as if they were states, from the neuron's own."""
+    """A step that computes the effective parameters, as if they were states, from the neuron's own."""
 
     def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        read = list(sources.reads.tensors)
-        own = {read[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
-        found = _computed(node, sources.compute, own, Reads())
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in found.items()}
+        paths = list(sources.reads.tensors)
+        own = {paths[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
+        computed = _computed(node, sources.compute, own, Reads())
+        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
 
     return prepare
 
@@ -316,20 +315,20 @@ _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 
 def raw_tensors(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Parameters and buffers of a neuron and its submodules (a surrogate's, say) by dotted name."""
-    found = {}
+    """Parameters and buffers of a neuron and of its submodules, such as a surrogate, by dotted name."""
+    by_name = {}
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is not None and type(tensor) not in _UNINITIALIZED:
-                found[prefix + name] = tensor
+                by_name[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
-            found.update(raw_tensors(child, f"{prefix}{name}."))
-    return found
+            by_name.update(raw_tensors(child, f"{prefix}{name}."))
+    return by_name
 
 
 def _title(node: nn.Module) -> str:
-    """The neuron on one line, without what makes no difference to its equations, such as where an object lies."""
+    """The neuron on one line, without what does not affect its equations, such as an object's address."""
     surrogate = getattr(node, "surrogate_function", None)
     settings = ", ".join(
         part for part in node.extra_repr().split(", ") if not part.startswith(("step_mode", "backend"))

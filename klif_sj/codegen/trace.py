@@ -1,10 +1,10 @@
 """Trace one time step of a neuron, and its vector-Jacobian product, into a list of scalar operations.
 
-The step runs once on 0-dimensional tensors, under a dispatch mode that sees every ATen call, forward and backward. What
-comes out knows nothing of the neuron but names: inputs, operations in order, outputs.
+The step runs once on 0-dimensional tensors, under a dispatch mode that sees every ATen call, forward and backward. The
+result has inputs, operations in order and outputs; it knows nothing of the neuron but their names.
 
-A storage stands for a value: as every tensor is 0-dimensional, a view of it is the whole of it, so an operation whose
-result shares a known storage is an alias, and one that writes to a known storage gives it a new value.
+A storage stands for a value: every tensor is 0-dimensional, so a view of a tensor is the whole tensor. An operation
+whose result shares a known storage is therefore an alias, and one that writes to a known storage gives it a new value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.a
 class StepTraceError(RuntimeError):
     """A neuron's step uses something that no scalar kernel can express.
 
-    No TypeError: torch's operators take one for a sign to try the other operand's, and lose what it says.
+    It is no TypeError, because torch's operators answer one by trying the other operand's method, and lose its message.
     """
 
 
@@ -67,19 +67,19 @@ class Line:
 @functools.cache
 def _statements(code: CodeType) -> dict[int, tuple[int, int]]:
     """For every line of a function, the first and last line of the statement that it belongs to."""
-    found: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {}
     try:
-        # Not inspect.getsourcelines: to find the file, which is known, it looks through every loaded module.
+        # inspect.getsourcelines would look through every loaded module for the file, which is known here.
         start = code.co_firstlineno
         lines = inspect.getblock(linecache.getlines(code.co_filename)[start - 1 :])
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (SyntaxError, tokenize.TokenError):
-        return found
+        return spans
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt) and getattr(node, "body", None) is None:
             span = (node.lineno + start - 1, (node.end_lineno or node.lineno) + start - 1)
-            found.update((number, span) for number in range(span[0], span[1] + 1))
-    return found
+            spans.update((number, span) for number in range(span[0], span[1] + 1))
+    return spans
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Operation:
     line: Line | None
 
     def reads(self) -> list[int]:
-        """The values that it takes, by index."""
+        """The indices of the values that it reads."""
         return [arg.index for arg in self.args if isinstance(arg, Value)]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Operations in order; ``inputs`` and ``outputs`` by name. An output of None is zero."""
+    """Operations in order, with ``inputs`` and ``outputs`` by name. An output that is None stands for zero."""
 
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
@@ -114,11 +114,11 @@ class Graph:
     dtype: torch.dtype
 
     def results(self) -> list[int]:
-        """The values that are outputs, by index."""
+        """The indices of the values that are outputs."""
         return [value.index for value in self.outputs.values() if value is not None]
 
     def live(self) -> set[int]:
-        """The values that an output depends on, by index."""
+        """The indices of the values that an output depends on."""
         live = set(self.results())
         for index in range(len(self.operations) - 1, -1, -1):
             if index in live:
@@ -126,20 +126,20 @@ class Graph:
         return live
 
     def used_inputs(self) -> set[str]:
-        """Names of the inputs that an output depends on."""
+        """The names of the inputs that an output depends on."""
         live = self.live()
         return {name for i, name in enumerate(self.inputs) if -1 - i in live}
 
     def giving(self, names: Iterable[str]) -> Graph:
-        """The same operations, of which only the outputs with these names are wanted."""
+        """The same operations with only those outputs that have these names."""
         return replace(self, outputs={name: self.outputs[name] for name in names})
 
     def taking(self, results: Mapping[int, str]) -> Graph:
-        """The same, with the results of these operations, by index, given as inputs of these names."""
-        given = {index: Value(-1 - len(self.inputs) - n) for n, index in enumerate(results)}
+        """The same graph, except that these operations' results, by index, come from new inputs of these names."""
+        replacements = {index: Value(-1 - len(self.inputs) - n) for n, index in enumerate(results)}
 
         def read(value: Any) -> Any:
-            return given.get(value.index, value) if isinstance(value, Value) else value
+            return replacements.get(value.index, value) if isinstance(value, Value) else value
 
         operations = tuple(replace(op, args=tuple(map(read, op.args))) for op in self.operations)
         outputs = {name: read(value) for name, value in self.outputs.items()}
@@ -159,22 +159,22 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Not wrapped against dynamo, which would import it: a second or more, on the first call of any neuron."""
+        """False keeps torch from wrapping the mode, which would import dynamo: a second or more in a first call."""
         return False
 
     def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
-        found = self._values.get(_storage(tensor))
-        if found is None:
+        value = self._values.get(_storage(tensor))
+        if value is None:
             raise StepTraceError(
                 f"it reads a tensor that is neither input, state nor parameter (shape {tuple(tensor.shape)})"
                 f"{at(caller())}. Register it on the neuron as a parameter or buffer with one element, or return it "
                 "from effective_parameters()"
             )
-        return found
+        return value
 
     def refuse_changes(self, inputs: Mapping[str, Tensor], parameters: Sequence[str]) -> None:
-        """:raises StepTraceError: where a step has written to a parameter, which a kernel would lose"""
+        """:raises StepTraceError: if a step has written to a parameter, because a kernel would lose the new value"""
         for index, name in enumerate(inputs):
             now = self.value(inputs[name])
             if name in parameters and now != Value(-1 - index):
@@ -224,10 +224,10 @@ class _Recorder(TorchDispatchMode):
 
 
 def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], dtype: torch.dtype) -> Graph:
-    """The step: inputs x, the states and the parameters; outputs ``output`` (the spike) and the new states."""
+    """Trace a step. Inputs are x, the states and the parameters; outputs are ``output`` (the spike) and new states."""
     inputs = _scalars(("x", *states, *parameters), dtype)
     with torch.no_grad(), _Recorder(inputs) as recorder:
-        spike, updated = _take(step, inputs, states, parameters)
+        spike, updated = _run_step(step, inputs, states, parameters)
         recorder.refuse_changes(inputs, parameters)
     outputs = {"output": recorder.value(spike), **{name: recorder.value(updated[name]) for name in states}}
     return Graph(tuple(inputs), tuple(recorder.operations), outputs, dtype)
@@ -236,7 +236,7 @@ def trace_forward(step: Step, states: Sequence[str], parameters: Sequence[str], 
 def trace_backward(
     step: Step, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str], dtype: torch.dtype
 ) -> Graph:
-    """The step together with its vector-Jacobian product.
+    """Trace a step together with its vector-Jacobian product.
 
     Inputs are those of the step, ``grad_output`` and ``grad_STATE`` of the new states; outputs are those of the step,
     ``grad_x``, ``grad_STATE`` of the old states, and ``grad_PARAMETER`` of the ``learned`` ones.
@@ -248,13 +248,14 @@ def trace_backward(
     for name in wanted:
         leaves[name].requires_grad_()
     with torch.enable_grad():
-        # Copies: a step may write to what it is given (self.v += x), which autograd refuses for leaves.
+        # The step gets copies, because it may write to its inputs (self.v += x), which autograd refuses for leaves.
         inputs = {name: leaf.clone() for name, leaf in leaves.items()}
     with torch.enable_grad(), _Recorder({**inputs, **upstream}) as recorder:
-        spike, updated = _take(step, inputs, states, parameters)
+        spike, updated = _run_step(step, inputs, states, parameters)
         results = [spike, *(updated[name] for name in states)]
         outputs = dict(zip(("output", *states), map(recorder.value, results), strict=True))
-        # One scalar root: given gradients as tensors, autograd imports its symbolic shapes, which takes a second.
+        # The gradient is that of one scalar. If autograd were given gradients as tensors, it would import its symbolic
+        # shapes, which takes a second.
         weighted = [r * g for r, g in zip(results, upstream.values(), strict=True) if r.requires_grad]
         grads: Sequence[Tensor | None] = [None] * len(wanted)
         if weighted:
@@ -266,14 +267,14 @@ def trace_backward(
     for name in learned:
         value = outputs[f"grad_{name}"]
         while value is not None and value.index >= 0 and recorder.operations[value.index].name == "sum":
-            # An autograd function of the user's sums what the kernel sums anyhow, over all that share the parameter.
+            # A user's autograd function sums the gradient of a parameter; the kernel sums it over all neurons anyway.
             value = recorder.operations[value.index].args[0]
         outputs[f"grad_{name}"] = value
     return Graph((*inputs, *upstream), tuple(recorder.operations), outputs, dtype)
 
 
 class OutsideJitTrace:
-    """What runs within is no part of a trace of torch.jit that is under way, in which sizes are operations too."""
+    """Keeps what runs within it out of a torch.jit trace under way, in which reading a size is an operation too."""
 
     def __enter__(self) -> None:
         self._trace = torch._C._get_tracing_state()
@@ -287,21 +288,21 @@ _tracing = threading.local()
 
 
 def is_tracing() -> bool:
-    """Whether this thread traces a step: its tensors are stand-ins then."""
+    """Whether this thread is tracing a step. The step's tensors are stand-ins then."""
     return getattr(_tracing, "under_way", False)
 
 
 class PlainTorch:
-    """Trace outside of whatever surrounds the call: autocast, inference mode, a default device, export, other modes."""
+    """Shields a trace from what surrounds the call: autocast, inference mode, a default device, export, other modes."""
 
     def __enter__(self) -> None:
         self._outer, _tracing.under_way = is_tracing(), True
         self._contexts = (
             _disable_current_modes(),
-            torch._C.DisableTorchFunction(),  # a default device is a mode of it, and export notes calls by one
+            torch._C.DisableTorchFunction(),  # a default device is a function mode, and export notes calls by one
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
-            # Else activation checkpointing would run its region again when the trace takes a gradient.
+            # Otherwise activation checkpointing would run its region again when the trace takes a gradient.
             torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
         )
         for context in self._contexts:
@@ -313,7 +314,7 @@ class PlainTorch:
         _tracing.under_way = self._outer
 
 
-def _take(
+def _run_step(
     step: Step, inputs: Mapping[str, Tensor], states: Sequence[str], parameters: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     return step(inputs["x"], {name: inputs[name] for name in states}, {name: inputs[name] for name in parameters})
@@ -328,9 +329,9 @@ def _storage(tensor: Tensor) -> int:
 
 
 def caller() -> Line | None:
-    """The innermost line outside torch and this tracer: the neuron's or the surrogate's own.
+    """The innermost line of Python outside torch and this tracer, which is the neuron's or the surrogate's own.
 
-    None for what autograd derived by itself.
+    None for an operation that autograd derived by itself.
     """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -345,11 +346,11 @@ def caller() -> Line | None:
 
 def origin(error: Exception) -> str:
     """Where the neuron's own code raised an error, as the end of a sentence; empty where it did not."""
-    found = None
+    line = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if not frame.f_code.co_filename.startswith((*_INTERNAL, "<frozen")):
-            found = Line.of(frame.f_code, number)
-    return at(found)
+            line = Line.of(frame.f_code, number)
+    return at(line)
 
 
 def at(line: Line | None) -> str:

@@ -19,17 +19,17 @@ from .parameters import channel_view, fit_to_input, soft_reset_depth, unless_cha
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
 
 
-@dataclass(slots=True)  # no tuple: torch.export compares the tuples of a module before and after
+@dataclass(slots=True)  # it is no tuple, because torch.export compares a module's tuples before and after
 class _Sequence:
-    """What a call leaves to one that goes on with its sequence."""
+    """What a call leaves to the next one, which may continue its sequence."""
 
     left: tuple[Tensor, ...] = ()
     parameters: EffectiveParameters = field(default_factory=dict)
     trace: Any = None
-    """The trace of torch.jit that it was a part of."""
+    """The trace of torch.jit that the call was a part of."""
 
     def goes_on_from(self, states: Mapping[str, State]) -> bool:
-        """Whether a call starts from the states that were left, and they still have a graph."""
+        """Whether these states, from which a call starts, are those that were left, and still have a graph."""
         same = len(self.left) == len(states) and all(map(operator.is_, self.left, states.values()))
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
@@ -43,7 +43,7 @@ _NOTHING_LEFT = _Sequence()
 
 
 def _time_step(memories: Mapping[str, Any]) -> int:
-    """How many single steps there have been, which torch.compile would take for a constant of the neuron."""
+    """How many single steps there have been. torch.compile would otherwise take the number for a constant."""
     if not torch.compiler.is_compiling():
         return memories["time_step"]
     with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
@@ -66,14 +66,14 @@ class FusedNode(OnKernels, _compat.BaseNode):
 
     :param v_threshold: threshold :math:`V_{th}`; with ``math.inf`` the neuron never fires and only integrates
     :param v_reset: potential after a spike (hard reset), or None to subtract the threshold instead (soft reset)
-    :param surrogate_function: any SpikingJelly surrogate; None is a fresh ``ATan(alpha=2)`` for this neuron
+    :param surrogate_function: any SpikingJelly surrogate; None makes a new ``ATan(alpha=2)`` for this neuron
     :param detach_reset: whether the gradient through the reset's spike is cut
     :param step_mode: ``'s'``, input ``[N, *]``, or ``'m'``, input ``[T, N, *]``
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``. ``'auto'`` takes ``'cupy'`` for CUDA tensors where
         CuPy imports, ``'cpp'`` for CPU tensors where a C++ compiler is found, else ``'torch'``.
     :param store_v_seq: keep every state at every time step, as ``v_seq`` (and ``NAME_seq`` of the other states)
-    :param keep_state: False spares the final states of multi-step calls, which then cannot be read: every call starts
-        from the reset values, as in a training that resets after every batch
+    :param keep_state: False does not keep the final states of multi-step calls, so they cannot be read, and every call
+        starts from the reset values, as in training that resets after every batch
 
     Dtypes: float16, bfloat16, float32 and float64 in, the same out. States and arithmetic are float32 (float64 for
     float64 input), in every backend.
@@ -166,7 +166,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
     def one_step(self, x: Tensor) -> Tensor:
         """One time step: sets the states, and returns the spike.
 
-        It runs on the neuron itself with the torch backend, and on a stand-in for it where a kernel is made of it.
+        The torch backend runs it on the neuron itself. To make a kernel of it, it runs on a stand-in for the neuron.
         """
         self.neuronal_charge(x)
         spike = self.neuronal_fire()
@@ -209,16 +209,17 @@ class FusedNode(OnKernels, _compat.BaseNode):
     def _run(
         self, backend: str, x_seq: Tensor, states: Mapping[str, State], first_step: int, keep: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Spikes, final states where they are to be kept, and the states at every step where they are stored."""
-        dtype, compiling, before = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
-        found = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
-        sources, parameters = found or (None, {})
+        """Return spikes, final states if they are kept, and the states at every step if they are stored."""
+        dtype, compiling, previous = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
+        sources_and_own = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
+        sources, parameters = sources_and_own or (None, {})
         if sources is None:
             parameters = self.effective_parameters()
-            # A bounded parameter that has not changed is that of the previous call where this one goes on from the
-            # states that it left: the rule for a value at its bound then judges the gradient of the whole sequence.
-            if before.parameters and not compiling and before.goes_on_from(states):
-                parameters = {n: unless_changed(before.parameters.get(n), value) for n, value in parameters.items()}
+            # If this call continues from the states that the previous call left, it takes that call's bounded
+            # parameters, unless their raw values have changed. The rule for a value at its bound then judges the
+            # gradient of the whole sequence.
+            if previous.parameters and not compiling and previous.goes_on_from(states):
+                parameters = {n: unless_changed(previous.parameters.get(n), value) for n, value in parameters.items()}
         effective, kinds = fit_to_input(
             type(self).__name__, parameters, x_seq, first_step, self.channel_dim, dtype, sources is not None
         )
@@ -228,7 +229,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             spikes, updated, sequences = self._run_kernel(
                 x_seq, dtype, states, effective, kinds, self.channel_dim, self._store_v_seq, keep, sources
             )
-        # nn.Module's own way to set an attribute takes far longer.
+        # Setting an attribute of an nn.Module takes far longer.
         trace = None if compiling else torch._C._get_tracing_state()
         self.__dict__["_sequence"] = _Sequence((*updated.values(),), parameters, trace)
         return spikes, updated, sequences
@@ -256,7 +257,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         kinds: tuple[Kind, ...], keep: bool,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         memories = self._memories
-        # unbind: its backward stacks once, where x_seq[t] would write a whole sequence of zeros for every step.
+        # The backward of unbind stacks once, whereas that of x_seq[t] would write a sequence of zeros for every step.
         steps = runtime.as_it_is_now(x_seq).unbind(0)
         views = {
             name: [channel_view(v, steps[0], self.channel_dim) for v in effective[name].unbind(0)]
@@ -265,7 +266,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             for name, per_step, *_ in kinds
         }
         spikes, history = [], []
-        held = {name: memories[name] for name in self.states}
+        saved = {name: memories[name] for name in self.states}
         memories.update({name: as_state(value, steps[0], dtype) for name, value in states.items()})
         try:
             for t, x in enumerate(steps):
@@ -275,7 +276,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
                     history.append({name: memories[name] for name in self.states})
             final = {name: memories[name] for name in self.states} if keep else {}
         finally:
-            memories.update(held)
+            memories.update(saved)
             if "effective" in self.__dict__:
                 del self.effective
         sequences = {name: torch.stack([h[name] for h in history]) for name in self.states} if history else {}
@@ -284,23 +285,23 @@ class FusedNode(OnKernels, _compat.BaseNode):
     def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
         """The states and the time step to start from, for a step of this shape.
 
-        States that a call has left are those of another input where its shape, device or state dtype differs: all
-        start again from their reset values then. A state that was given is fitted to the step.
+        If a call with an input of another shape, device or state dtype has left the states, all start again from
+        their reset values. A state that was given is fitted to the step.
 
         :raises ValueError: for a state that was given and cannot be broadcast to the step, or is on another device
         """
-        held = self._memories
+        memories = self._memories
         for name in self.states:
-            if isinstance(held[name], Tensor) and self._is_left_by_another(held[name], shape, x):
-                held = self._memories_rv
+            if isinstance(memories[name], Tensor) and self._is_left_by_another(memories[name], shape, x):
+                memories = self._memories_rv
                 break
         states = {}
         for name in self.states:
-            value = self._memories_rv[name] if held[name] is NOT_KEPT else held[name]
+            value = self._memories_rv[name] if memories[name] is NOT_KEPT else memories[name]
             if not isinstance(value, (int, float)):
                 value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
             states[name] = value
-        return states, _time_step(held) if self.time_dependent else 0
+        return states, _time_step(memories) if self.time_dependent else 0
 
     def _is_left_by_another(self, state: Tensor, shape: torch.Size, x: Tensor) -> bool:
         """Whether a state was left by a call with another kind of input, or by another trace of torch.jit."""
@@ -311,7 +312,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         was_left = compiling or any(state is left for left in self._sequence.left)
         return was_left and (state.shape, state.device, state.dtype) != (shape, x.device, state_dtype(x.dtype))
 
-    # The functional interface of SpikingJelly 2; the old line never calls it.
+    # These methods are the functional interface of SpikingJelly 2. The old line never calls them.
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
@@ -355,7 +356,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             for name, state in zip(self.states, states, strict=False)
         }
 
-    # What SpikingJelly's own tools expect of a neuron.
+    # SpikingJelly's own tools expect these of a neuron.
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
@@ -391,7 +392,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         self.__dict__["_sequence"] = _NOTHING_LEFT
 
     def detach(self) -> None:
-        """Cut the states from the graph. A returned spike may be a state too, so nothing is detached in place."""
+        """Cut the states from the graph. A returned spike may also be a state, so nothing is detached in place."""
         self._change_states(Tensor.detach)
         for name in self._sequence_names():
             sequence = getattr(self, name)
@@ -399,7 +400,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
                 setattr(self, name, sequence.detach())
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
-        """Move or convert the neuron; states that a call has left are still those of that call."""
+        """Move or convert the neuron. States that a call has left still count as left by that call."""
         memories, left = dict(self._memories), self._sequence.left
         result = super()._apply(*arguments, **options)
         moved = (self._memories[name] for name, value in memories.items() if any(value is state for state in left))
@@ -407,7 +408,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         return result
 
     def _change_states(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace the states, in memory and as what a call has left."""
+        """Replace the states, both in the memories and in the record of what a call has left."""
         changed = {id(v): change(v) for v in self._memories.values() if isinstance(v, Tensor)}
         for name, value in self._memories.items():
             self._memories[name] = changed.get(id(value), value)
@@ -421,7 +422,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
         )
 
     def _append_sequence(self, name: str, step: Tensor) -> None:
-        """Lengthen a stored sequence by a single step; it starts again when the input's shape, dtype or device did."""
+        """Append a single step to a stored sequence, which starts again if the shape, dtype or device has changed."""
         attribute = f"{name}_seq"
         past = getattr(self, attribute)
         if past is not None and (past.shape[1:], past.dtype, past.device) == (step.shape[1:], step.dtype, step.device):
@@ -437,7 +438,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
                 setattr(self, name, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the states without their graph, which could not be copied."""
+        """What copies and pickles take of the neuron: the states lose their graph, which cannot be copied."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, _memories=dict(self._memories))
         twin.detach()

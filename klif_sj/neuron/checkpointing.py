@@ -17,11 +17,12 @@ def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager,
 
         y = checkpoint(net, x, use_reentrant=False, context_fn=state_contexts(net))
 
-    Without it the recomputation starts from the states that the forward pass left: it computes something else, and
-    steps the states a second time. With it, the recomputation starts from the states of the forward pass's start and
-    leaves the present states as they are.
+    Without it, the recomputation starts from the states that the forward pass left: it computes something else, and
+    steps the states a second time. With it, the recomputation starts from the states with which the forward pass
+    started, and leaves the present states as they are.
 
-    :param net: what is checkpointed; neurons of ours, of SpikingJelly, or any with registered memories
+    :param net: the network that is checkpointed; its neurons may be ours, SpikingJelly's or any others with registered
+        memories
     """
     neurons = [module for module in net.modules() if isinstance(module, MemoryModule)]
 
@@ -32,7 +33,7 @@ def state_contexts(net: nn.Module) -> Callable[[], tuple[AbstractContextManager,
 
 
 class _InStates(AbstractContextManager):
-    """Within it, neurons have the states that they had when it was made; after it, those from before."""
+    """Gives neurons the states that they had when it was made; on exit they get their present states back."""
 
     def __init__(self, neurons: list[MemoryModule]) -> None:
         self._neurons = neurons
@@ -47,7 +48,7 @@ class _InStates(AbstractContextManager):
 
 
 def _states(neuron: MemoryModule) -> dict[str, Any]:
-    """The memories, and whatever else a call may set anew, such as stored sequences."""
+    """The memories of a neuron, and all else that a call may set, such as stored sequences."""
     return {**vars(neuron), "_memories": dict(neuron._memories)}
 
 

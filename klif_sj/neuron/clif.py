@@ -38,13 +38,13 @@ class CLIFNode(FusedNode):
     :param tau: membrane time constant in time steps, above 1
     :param decay_input: whether the input decays as well
     :param v_threshold: threshold; with ``math.inf`` the neuron never fires
-    :param v_reset: reset potential, or None for a soft reset, the paper's
-    :param surrogate_function: None is a fresh ``Rect(alpha=1)``, the authors'
-    :param detach_reset: whether the spike in the update of M and V, which this neuron's reset is, has no gradient
+    :param v_reset: reset potential, or None for the paper's soft reset
+    :param surrogate_function: None makes a new ``Rect(alpha=1)``, the authors' surrogate
+    :param detach_reset: whether the gradient through the spike in the updates of M and V, the reset, is cut
     :param step_mode: ``'s'``, ``[N, *]``, or ``'m'``, ``[T, N, *]``
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``
     :param store_v_seq: keep V and M at every time step in ``v_seq`` and ``m_seq``
-    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
+    :param keep_state: False does not keep the final states of multi-step calls; see :class:`FusedNode`
 
     :raises ValueError: for tau not above 1
     """

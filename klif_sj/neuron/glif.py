@@ -28,10 +28,10 @@ class GLIFNode(LazyModuleMixin, FusedNode):
                 + X[t] (1 - \beta (1 - g[t])) - (1 - \gamma)\, V_{sub} S[t-1] \\
         S[t] &= \Theta(U[t] - V_{th})
 
-    Three gates mix two ways each: :math:`\alpha` exponential decay :math:`\tau` and linear decay :math:`\lambda`
-    (``linear_decay``), :math:`\beta` an input conductance :math:`g[t]` of its own for every time step (``conduct``)
-    and none, :math:`\gamma` hard reset and a soft one by :math:`V_{sub}` (``v_subreset``). With ``gates="none"`` it is
-    the paper's GLIF_f, which always does all of it:
+    Each of three gates mixes two ways. :math:`\alpha` mixes an exponential decay :math:`\tau` with a linear decay
+    :math:`\lambda` (``linear_decay``). :math:`\beta` mixes an input conductance :math:`g[t]` (``conduct``), which has a
+    value for every time step, with no conductance. :math:`\gamma` mixes a hard reset with a soft reset by
+    :math:`V_{sub}` (``v_subreset``). With ``gates="none"`` the neuron is the paper's GLIF_f, which has no gates:
 
     .. math::
         U[t] = \tau\, U[t-1] (1 - S[t-1]) - \lambda + X[t]\, g[t] - V_{sub} S[t-1]
@@ -39,42 +39,43 @@ class GLIFNode(LazyModuleMixin, FusedNode):
     The states are ``v`` (U) and ``spike`` (S), both 0 at first and both carried from call to call: a spike resets the
     potential in the next time step. Nothing is detached.
 
-    Every parameter is stored raw, the value in the equation is :math:`\sigma(\text{raw})`. Names and shapes are those
-    of SpikingJelly 2's ``GatedLIFNode``, so that state dicts load both ways: ``conduct`` is ``[T, C]``, the others
-    ``[C]``; layer-wise ``[T]`` and scalars. A node without gates has no ``alpha``, ``beta`` and ``gamma``.
+    Every parameter is stored raw: the value in the equation is :math:`\sigma(\text{raw})`. Names and shapes are those
+    of SpikingJelly 2's ``GatedLIFNode``, so that state dicts load both ways. Channel-wise, ``conduct`` is ``[T, C]``
+    and the others are ``[C]``; layer-wise, ``conduct`` is ``[T]`` and the others are scalars. A node without gates has
+    no ``alpha``, ``beta`` and ``gamma``.
 
     Time steps: a multi-step call starts at the first step of ``conduct``; single steps are counted, until
     :meth:`reset`, in the memory ``time_step``. More steps than T are an error.
 
     A node whose T or channel count is yet to be read from its first input is one of torch's lazy modules: it can be
     moved, copied, saved and loaded, and its parameters get their shapes and values in the first call (not through
-    SpikingJelly's functional interface) or from a checkpoint. Until then ``parameter_groups`` refuses it; and call it
-    once before it goes into ``DistributedDataParallel``.
+    SpikingJelly's functional interface) or from a checkpoint. Until then ``parameter_groups`` refuses it, and
+    ``DistributedDataParallel`` cannot take it, so call it once before.
 
     Source: Yao et al., "GLIF: A unified gated leaky integrate-and-fire neuron for spiking neural networks", NeurIPS
-    2022, and its authors' code, whose surrogate is the default here (``GatedLIFNode``'s is ``Sigmoid``). The authors
-    fire at U > V_th; this neuron, as SpikingJelly, at U >= V_th.
+    2022, and its authors' code, whose surrogate is the default here (``GatedLIFNode``'s is ``Sigmoid``). The authors'
+    neuron fires at U > V_th; this neuron fires at U >= V_th, as SpikingJelly's neurons do.
 
     :param T: number of time steps; None reads it from the first sequence, in multi-step mode
     :param inplane: number of channels (channel-wise); None for one value in the whole layer (layer-wise); ``"lazy"``
         for channel-wise with the number read from the first input
     :param init_linear_decay: initial :math:`\lambda`, None for ``init_v_threshold / (2 T)``
     :param init_v_subreset: initial :math:`V_{sub}`, None for ``init_v_threshold``
-    :param init_tau: initial :math:`\tau`, the fraction of the potential that is kept: no time constant
+    :param init_tau: initial :math:`\tau`, which is the fraction of the potential that is kept, not a time constant
     :param init_v_threshold: initial :math:`V_{th}`
-    :param init_conduct: initial :math:`g`, of all time steps. All initial values lie strictly between 0 and 1, those
-        of the raw gates are drawn uniformly from (-0.1, 0.1).
-    :param surrogate_function: None is a fresh ``Rect(alpha=1)``, the authors'
+    :param init_conduct: initial :math:`g` of all time steps. All initial values lie strictly between 0 and 1. The raw
+        gates are drawn uniformly from (-0.1, 0.1).
+    :param surrogate_function: None makes a new ``Rect(alpha=1)``, the authors' surrogate
     :param step_mode: ``'m'``, ``[T, N, *]``, or ``'s'``, ``[N, *]``
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``
     :param store_v_seq: keep U and S at every time step in ``v_seq`` and ``spike_seq``
-    :param gates: ``"soft"`` (the paper's); ``"hard"``, 1 where :math:`\sigma(\text{raw}) > 1/2` else 0, with the
-        gradient of the soft gate; ``"none"``, GLIF_f
+    :param gates: ``"soft"`` for the paper's gates; ``"hard"`` for gates that are 1 where
+        :math:`\sigma(\text{raw}) > 1/2` and 0 elsewhere, with the gradient of the soft gate; ``"none"`` for GLIF_f
     :param learn_gates: False freezes the gates (the authors' static gates)
     :param learn_membrane: False freezes the other five parameters (the authors' static parameters)
-    :param time_wise: the five parameters that are no gates all have one value for each time step: ``[T, C]``, ``[T]``
+    :param time_wise: whether all five parameters that are no gates have a value for each time step: ``[T, C]``, ``[T]``
     :param channel_dim: the dimension of a single step's input ``[N, *]`` that holds the channels, from 1
-    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
+    :param keep_state: False does not keep the final states of multi-step calls; see :class:`FusedNode`
 
     :raises ValueError: for an initial value outside (0, 1), an unknown gate mode, a T or a number of channels below 1;
         in a call, for more time steps than T, another number of channels, or a single step of a node with unknown T.
@@ -161,7 +162,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
                 continue
             value = torch.sigmoid(raw)
             if name in GATES and self.gates == "hard":
-                # Exactly 0 or 1, as the subtraction is exact; the gradient passes straight through to the sigmoid.
+                # The value is exactly 0 or 1, because the subtraction is exact. Its gradient is straight-through.
                 value = value + ((value > 0.5).to(value) - value).detach()
             values[name] = PerStep(value) if self._is_per_step(name) else value
         return values
@@ -187,7 +188,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
         self.spike = spike
 
     def initialize_parameters(self, x: Tensor) -> None:
-        """Give the parameters the shapes that the first input tells; torch's lazy modules call this before it runs."""
+        """Give the parameters the shapes that the first input tells. torch's lazy modules call this before forward."""
         if not self.has_uninitialized_params():
             return
         name = type(self).__name__
@@ -218,7 +219,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
     @torch.no_grad()
     def _materialize(self, T: int, inplane: int | None) -> None:
-        """Shape and fill the parameters that are not initialised, which after a partial checkpoint need not be all."""
+        """Shape and fill the parameters that are not initialised. A partial checkpoint initialises only some."""
         self.T, self.inplane = T, inplane
         for name, shape in self._shapes(T, inplane).items():
             raw = self._parameters[name]
@@ -269,7 +270,7 @@ class GLIFNode(LazyModuleMixin, FusedNode):
         )
 
     def _checkpoint_error(self, state_dict: Mapping[str, Any], prefix: str, T: int, inplane: int | None) -> str:
-        """Why a checkpoint of this T and inplane does not fit; empty where it does."""
+        """The reason why a checkpoint of this T and inplane does not fit; empty if it does."""
         if self.T not in (None, T):
             return f"expected a checkpoint of T = {self.T} time steps, got one of T = {T}"
         if self.inplane != inplane and (self.inplane != "lazy" or inplane is None):
@@ -291,13 +292,13 @@ class GLIFNode(LazyModuleMixin, FusedNode):
 
 
 class AuthorsCheckpoint(NamedTuple):
-    """What :func:`from_authors` made of a checkpoint."""
+    """The result of :func:`from_authors`."""
 
     state_dict: dict[str, Tensor]
-    """The checkpoint under the names of :class:`GLIFNode`; what belongs to no GLIF neuron is as it was."""
+    """The checkpoint under the names of :class:`GLIFNode`. Entries that belong to no GLIF neuron are as they were."""
 
     unmapped: dict[str, str]
-    """Why, by name, a parameter was left out of ``state_dict``, or one that GLIFNode has is not there."""
+    """By name, the reason why ``state_dict`` lacks a parameter of the checkpoint or of GLIFNode."""
 
 
 AUTHORS_NAMES = {
@@ -314,9 +315,9 @@ def from_authors(state_dict: Mapping[str, Tensor]) -> AuthorsCheckpoint:
     """Rename the GLIF parameters in a state dict of the authors' code (a neuron's, or a whole network's).
 
     Both store raw values of the same shapes, so only names change. A neuron is recognised by having at least three of
-    the authors' parameter names. What is reported in ``unmapped``: a parameter that the authors' neuron does not have,
-    because its membrane parameters are static (not saved: build the node with their values and
-    ``learn_membrane=False``); the gate that a GLIF_f neuron saves but does not use; a name that is neither's.
+    the authors' parameter names. ``unmapped`` reports a parameter that the authors' neuron does not have, because its
+    membrane parameters are static (they are not saved: build the node with their values and ``learn_membrane=False``);
+    the gate that a GLIF_f neuron saves but does not use; and a name that neither neuron has.
 
     :raises ValueError: where no GLIF neuron is found
     """
@@ -364,7 +365,7 @@ def _check_count(name: str, value: object, expected: str = "an integer") -> int:
 
 
 def _check_fraction(name: str, value: object) -> float:
-    """A value that a sigmoid can take."""
+    """Check that a sigmoid can take this value, and return it."""
     number = check_number(name, value)
     if not 0.0 < number < 1.0:
         raise ValueError(f"{name}: expected a value strictly between 0 and 1, got {value!r}")

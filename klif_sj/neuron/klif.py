@@ -35,27 +35,28 @@ class KLIFNode(FusedNode):
     reset, :math:`(F - V_{th} S)/k` in the soft one. k is learned by full backpropagation through time, one per layer.
 
     Source: Jiang and Zhang, "KLIF: An optimized spiking neuron unit for tuning surrogate gradient slope and membrane
-    potential", arXiv 2302.09238. The paper fires at F > V_th; this neuron, as SpikingJelly, at F >= V_th.
+    potential", arXiv 2302.09238. The paper's neuron fires at F > V_th; this neuron fires at F >= V_th, as
+    SpikingJelly's neurons do.
 
-    :param scale_reset: KLIF*
+    :param scale_reset: whether the neuron is KLIF*
     :param tau: membrane time constant in time steps, above 1
     :param decay_input: whether the input decays as well
     :param v_threshold: threshold; with ``math.inf`` the neuron never fires
     :param v_reset: reset potential, or None for a soft reset
-    :param surrogate_function: None is a fresh ``ATan(alpha=2)``, the paper's
+    :param surrogate_function: None makes a new ``ATan(alpha=2)``, the paper's surrogate
     :param detach_reset: whether the gradient through the reset's spike is cut
     :param step_mode: ``'s'``, ``[N, *]``, or ``'m'``, ``[T, N, *]``
     :param backend: ``'auto'``, ``'torch'``, ``'cpp'`` or ``'cupy'``
     :param store_v_seq: keep V at every time step in ``v_seq``
-    :param activation: what stands for ReLU (Table 5): ``'relu'``, ``'celu'`` (alpha 1), ``'leaky_relu'`` (slope 0.01),
+    :param activation: what replaces ReLU (Table 5): ``'relu'``, ``'celu'`` (alpha 1), ``'leaky_relu'`` (slope 0.01),
         ``'identity'`` ("only k")
     :param learn_k: False keeps k fixed ("only ReLU"); it stays in the state dict
-    :param k_bounds: k is clamped to these in the forward pass and its gradient never pushes it further out; None leaves
-        it unbounded. The paper keeps k in [0.5, 5] and does not say how.
+    :param k_bounds: bounds to which k is clamped in the forward pass; beyond them its gradient never pushes it further
+        out. None leaves k unbounded. The paper keeps k in [0.5, 5] and does not say how.
     :param init_k: initial k
-    :param keep_state: False spares the final states of multi-step calls; see :class:`FusedNode`
+    :param keep_state: False does not keep the final states of multi-step calls; see :class:`FusedNode`
 
-    :raises ValueError: for tau not above 1, an unknown activation, bounds that are none, a k outside them
+    :raises ValueError: for tau not above 1, an unknown activation, invalid bounds, or an initial k outside them
     """
 
     k: nn.Parameter

@@ -1,4 +1,4 @@
-"""What runs a neuron's step on kernels: a base of our neurons, and of those that :func:`klif_sj.fuse` has changed."""
+"""Runs a neuron's step on kernels: the base of our neurons, and of those that :func:`klif_sj.fuse` has changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..codegen import Kind, PerStep, Program, Sources
 from .states import NOT_KEPT, State, as_state
 
 traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
-"""torch.compile takes a neuron's call into its graph from torch 2.8 on; before, it breaks the graph there."""
+"""From torch 2.8 on, torch.compile takes a neuron's call into its graph; before, it breaks the graph there."""
 
 
 def kind_of(name: str, value: Tensor | PerStep, prepared: bool = False) -> Kind:
-    """Of an effective parameter: its name, and whether it is per step, per channel, learned, and prepared."""
+    """The kind of an effective parameter: its name, and whether it is per step, per channel, learned, and prepared."""
     per_step = isinstance(value, PerStep)
     tensor = value.values if isinstance(value, PerStep) else value
     gradients = torch.is_grad_enabled() or torch.jit.is_tracing()
@@ -36,8 +36,8 @@ def spread(
 ) -> tuple[int, tuple[int, ...]]:  # fmt: skip
     """Give parameters that broadcast against a step one value for each place along the dimensions where they differ.
 
-    :param values: all parameters by name; those in ``shaped``, of any shape, and those of the kinds ``along``, which
-        follow ``channel_dim``, are replaced by ``[C]`` and ``[T, C]``
+    :param values: all parameters by name. Those in ``shaped`` have any shape, those of the kinds ``along`` follow
+        ``channel_dim``, and both are replaced by ``[C]`` or ``[T, C]``, where C counts the places.
     :return: the first of those dimensions, and the sizes of all of them
     :raises ValueError: for a parameter that does not broadcast against a step
     """
@@ -65,24 +65,24 @@ def spread(
 
 
 class OnKernels:
-    """A neuron whose step, which :meth:`_kernel_equations` gives, runs on kernels."""
+    """A neuron whose step runs on kernels. :meth:`_kernel_equations` returns the step."""
 
     def _kernel_equations(self) -> codegen.Equations:
-        """The step; the same for all neurons of a class."""
+        """Return the step, which is the same for all neurons of a class."""
         raise NotImplementedError
 
     def _run_kernel(
         self: Any, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
         kinds: tuple[Kind, ...], channel_dim: int | None, record: bool, keep: bool, sources: Sources | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        """Spikes, final states where they are to be kept, and the states at every step where they are recorded.
+        """Return spikes, final states if they are kept, and the states at every step if they are recorded.
 
-        :param dtype: of states and arithmetic
-        :param effective: parameters that are given to the step, fitted to the input, and ``kinds``, the kind of each
-        :param sources: where the kernel computes the effective parameters: ``effective`` are the neuron's own then
+        :param dtype: the dtype of states and arithmetic
+        :param effective: the effective parameters, fitted to the input; ``kinds`` has the kind of each
+        :param sources: their sources, if the kernel computes them; ``effective`` then has the neuron's own parameters
         """
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            raise RuntimeError(runtime.NO_TRANSFORMS)  # a step that is traced would fail within them by another error
+            raise RuntimeError(runtime.NO_TRANSFORMS)  # tracing a step within them would raise another error
         needs_grad = x_seq.requires_grad
         initial: list[Tensor] = []
         numbers: list[float] = []
@@ -93,12 +93,12 @@ class OnKernels:
             numbers.append(float(value))
         for tensor in (*initial, *effective.values()):
             needs_grad = needs_grad or tensor.requires_grad
-        asked = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
+        key = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
         program: Program | str
         if torch.compiler.is_compiling():
-            program, names, own, learns = self._compiled_step(*asked)
+            program, names, own, learns = self._compiled_step(*key)
         else:
-            step, tensors = codegen.step_of(self, self._kernel_equations, *asked, sources)
+            step, tensors = codegen.step_of(self, self._kernel_equations, *key, sources)
             program, names, learns = step.program, step.program.names, step.program.backward is not None
             own = step.parameters(tensors) if tensors else {}
         values, shaped = dict(effective), []
@@ -108,12 +108,12 @@ class OnKernels:
                 if tensor.ndim and tensor.numel() != 1:
                     shaped.append(name)
                 values[name] = tensor.reshape(()) if tensor.ndim and tensor.numel() == 1 else tensor
-        merged: tuple[int, ...] = ()
+        merged_sizes: tuple[int, ...] = ()
         if shaped:
             along = [kind for kind in kinds if kind[2] and kind[0] in names]
             start, size = spread(type(self).__name__, values, shaped, along, x_seq, channel_dim)
             if len(size) > 1:
-                merged, stop = size, start + len(size)
+                merged_sizes, stop = size, start + len(size)
                 x_seq = x_seq.flatten(1 + start, stop)
                 initial = [state.flatten(start, stop - 1) for state in initial]
             channel_dim = start
@@ -123,22 +123,22 @@ class OnKernels:
         spikes, final, sequences = runtime.run(
             program, x_seq, initial, numbers, parameters, channel_dim, learns, record, keep
         )
-        if merged:
-            spikes = spikes.unflatten(1 + start, merged)
-            final = [state.unflatten(start, merged) for state in final]
-            sequences = [sequence.unflatten(1 + start, merged) for sequence in sequences]
-        kept = dict(zip(states, final, strict=True)) if final else {}
-        return spikes, kept, dict(zip(states, sequences, strict=True)) if sequences else {}
+        if merged_sizes:
+            spikes = spikes.unflatten(1 + start, merged_sizes)
+            final = [state.unflatten(start, merged_sizes) for state in final]
+            sequences = [sequence.unflatten(1 + start, merged_sizes) for sequence in sequences]
+        updated = dict(zip(states, final, strict=True)) if final else {}
+        return spikes, updated, dict(zip(states, sequences, strict=True)) if sequences else {}
 
     def _compiled_step(
         self: Any, names: tuple[str, ...], kinds: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool
     ) -> tuple[str, tuple[str, ...], dict[str, Tensor], bool]:
-        """While torch.compile traces: the program as text, its parameters' names, those that are the neuron's own, and
-        whether it has a gradient.
+        """The step while torch.compile traces: the program as text, the names of its parameters, the neuron's own
+        parameters by name, and whether the program has a gradient.
         """
         text, used, paths, computed, settings, backward = self._traced_kernel_step(names, kinds, dtype, needs_grad)
         for path, value in settings:
-            # Compared, so that the compiled graph is guarded by the value: a float that is only read would be an input.
+            # The comparison guards the compiled graph by the value. A float that is only read would become an input.
             if attribute(self, path) != value:
                 raise RuntimeError(f"{path} changed while it was traced")
         own = {name: attribute(self, path) for name, path in paths}
@@ -146,16 +146,16 @@ class OnKernels:
             own |= self._computed_parameters(names, kinds, dtype, needs_grad)
         return text, used, own, backward
 
-    def _computed_parameters(self: Any, names: tuple[str, ...], *of: Any) -> dict[str, Tensor]:
-        """What a step computes of its parameters alone, outside of the compiled graph."""
-        step, tensors = codegen.step_of(self, self._kernel_equations, names, *of)
+    def _computed_parameters(self: Any, names: tuple[str, ...], *key: Any) -> dict[str, Tensor]:
+        """The step's parameters, computed outside of the compiled graph from the neuron's tensors."""
+        step, tensors = codegen.step_of(self, self._kernel_equations, names, *key)
         return step.parameters(tensors)
 
     _computed_parameters._torchdynamo_disable = True  # type: ignore[attr-defined]
 
-    def _traced_kernel_step(self: Any, names: tuple[str, ...], *of: Any) -> Any:
-        """What :meth:`_kernel_step` needs of a step; torch.compile takes it as a constant."""
-        step, _ = codegen.step_of(self, self._kernel_equations, names, *of)
+    def _traced_kernel_step(self: Any, names: tuple[str, ...], *key: Any) -> Any:
+        """What :meth:`_compiled_step` needs to know of a step. torch.compile takes it as a constant."""
+        step, _ = codegen.step_of(self, self._kernel_equations, names, *key)
         program = step.program
         settings = tuple((path, value) for path, value in step.settings)
         paths, computed = {name: step.own[position] for name, position in step.taken.items()}, False
@@ -168,7 +168,7 @@ class OnKernels:
     _traced_kernel_step._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __prepare_scriptable__(self) -> Any:
-        """What torch.jit.script compiles of this neuron: nothing, as of SpikingJelly's."""
+        """Refuse torch.jit.script, which cannot compile SpikingJelly's neurons either."""
         raise RuntimeError(
             f"{type(self).__name__}: expected torch.jit.trace or torch.export, got torch.jit.script, which compiles no "
             "neuron of SpikingJelly: their forward takes any arguments, and their states may be numbers"

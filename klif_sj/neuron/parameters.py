@@ -22,7 +22,8 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (raw,) = ctx.saved_tensors
-        # Gradient descent moves against the gradient: a negative one raises the value, which must be below its bound.
+        # Gradient descent moves against the gradient: a negative one raises the value, which must be below its upper
+        # bound, and a positive one lowers it.
         return grad * torch.where(grad < 0, raw < ctx.high, raw > ctx.low), None, None
 
 
@@ -42,9 +43,9 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     The gradient is that of the identity, except that a gradient whose descent step would move the value further out
     is zero. (A plain clamp has no gradient outside its bounds, so a parameter that once left them never returns.)
     """
-    # The same for nothing, where looking waits for no GPU and the value is known.
-    known = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
-    if known and raw.numel() == 1 and low < raw.item() < high:
+    # A value within its bounds is returned as it is. It is only read where that waits for no GPU.
+    readable = type(raw) is nn.Parameter and raw.is_cpu and not torch.compiler.is_compiling()
+    if readable and raw.numel() == 1 and low < raw.item() < high:
         return raw
     if is_tracing():
         raise StepTraceError("the rule for a value at its bound judges the gradient of a whole sequence")
@@ -55,22 +56,22 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
 
 
 def unless_changed(before: Tensor | PerStep | None, now: Tensor | PerStep) -> Tensor | PerStep:
-    """The :func:`bounded` parameter of an earlier call where it is that of now, else that of now."""
+    """The :func:`bounded` parameter of an earlier call if its raw value has not changed, else that of this call."""
     if not isinstance(now, Tensor) or not isinstance(before, Tensor):
         return now
     source, earlier = (getattr(value, "bounded_from", None) for value in (now, before))
     if source is None or earlier is None or source[0] is not earlier[0] or source[1:] != earlier[1:]:
         return now
-    # A change by ``.data`` leaves no trace but the value, at which nobody looks where that would wait for a GPU.
+    # Only the value shows a change by ``.data``. It is not compared on a GPU, because that would wait for the GPU.
     return now if now.is_cpu and not torch.equal(now, before) else before
 
 
 def clamped_through(raw: Tensor, low: float, high: float) -> Tensor:
-    """``raw`` clamped to [low, high], with the gradient of the identity.
+    """``raw`` clamped to [low, high], with the gradient of the identity (straight-through).
 
-    For a parameter that is used once for every step or element: :func:`bounded` decides by the sign of a gradient,
-    which is only right for the whole of it, while this adds up to the same whatever the parts are. Nothing keeps the
-    raw value near its bounds, so it may take a while to come back.
+    It suits a parameter that is used once for every step or element. :func:`bounded` decides by the sign of a gradient,
+    which is only right for the whole gradient. The gradient here adds up to the same, whatever its parts are. Nothing
+    keeps the raw value near its bounds, so it may take a while to come back.
     """
     return _ClampedThrough.apply(raw, low, high)
 
@@ -115,9 +116,9 @@ def channel_view(value: Tensor, x: Tensor, channel_dim: int) -> Tensor:
 
 
 def soft_reset_depth(v_threshold: float | Tensor) -> float | Tensor:
-    """What a soft reset takes off the potential for a spike: the threshold.
+    """How much a soft reset subtracts from the potential for a spike: the threshold.
 
-    It is 0 where the threshold is infinite: there are no spikes then, and 0 times infinity is not a number.
+    It is 0 if the threshold is infinite, because there are no spikes then, and 0 times infinity is not a number.
     """
     return 0.0 if isinstance(v_threshold, float) and math.isinf(v_threshold) else v_threshold
 

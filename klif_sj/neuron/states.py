@@ -21,7 +21,7 @@ class _NotKept(enum.Enum):
 
 
 NOT_KEPT = _NotKept.NOT_KEPT
-"""In the place of a state that ``keep_state=False`` spares. It stays the same object in copies and pickles."""
+"""Stands for a state that ``keep_state=False`` does not keep. It stays the same object in copies and pickles."""
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,7 +36,7 @@ def fit_state(neuron: str, name: str, value: Any, shape: torch.Size, device: tor
         shape, or is on another device
     """
     if not isinstance(value, Tensor):
-        if not isinstance(value, (int, float, Real)):  # the two first, as torch.compile knows them
+        if not isinstance(value, (int, float, Real)):  # torch.compile knows the first two
             raise ValueError(f"{neuron}: state {name!r}: expected a number or a tensor, got {value!r}")
         return value  # type: ignore[return-value]
     if value.layout is not torch.strided or value.is_nested or value.is_complex() or value.is_quantized:

@@ -1,4 +1,4 @@
-"""Which backend serves a call, and what is said when a named one cannot."""
+"""Decides which backend serves a call, and says why a named one cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FUSED_ON = {device: backend for backend, device in _DEVICE_OF.items()}
 
 @functools.cache
 def unavailable(backend: str) -> Exception | None:
-    """Why a backend cannot serve on this machine; None where it can."""
+    """The reason why a backend cannot serve on this machine; None if it can."""
     try:
         if backend == "cpp":
             importlib.import_module("klif_sj.runtime.cpu").compiler()
@@ -43,7 +43,7 @@ can_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_backend(backend: str) -> None:
-    """Check a backend's name, and that it can serve.
+    """Check that a backend's name is known, and that it can serve on this machine.
 
     :raises ValueError: for an unknown name
     :raises RuntimeError: for a backend that this machine cannot run, with the cause
@@ -57,10 +57,10 @@ def require_backend(backend: str) -> None:
 
 
 def serving_backend(backend: str, x: Tensor) -> str:
-    """``'torch'``, ``'cpp'`` or ``'cupy'``: what runs a call with this input.
+    """The backend that runs a call with this input: ``'torch'``, ``'cpp'`` or ``'cupy'``.
 
-    In an export to ONNX, and while one of SpikingJelly 2's operation counters is active, it is ``'torch'``: both see
-    the operations of the neuron's equations then. A named backend warns that it is not used.
+    It is ``'torch'`` in an export to ONNX and while one of SpikingJelly 2's operation counters is active, so that both
+    see the operations of the neuron's equations. If another backend was named, a warning says that it is not used.
 
     :raises ValueError: if the named backend does not serve the input's device
     """
@@ -89,9 +89,9 @@ def serving_backend(backend: str, x: Tensor) -> str:
 
 
 def _is_taken_apart() -> bool:
-    """Whether the call's operations are what is asked for, by someone to whom a fused kernel means nothing."""
+    """Whether an export to ONNX or a counter needs the operations of the equations instead of a fused kernel."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return torch.onnx.is_in_onnx_export()
     modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
-    # SpikingJelly 2's counters and energy estimates, and what derives from them.
+    # These modes are SpikingJelly 2's counters and energy estimates, or derive from them.
     return any(cls.__module__.startswith("spikingjelly.") for mode in modes for cls in type(mode).__mro__)

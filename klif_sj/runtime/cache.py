@@ -1,4 +1,4 @@
-"""The user's folder of compiled kernels: nobody else's, and every file in it is whole or is made again."""
+"""The user's own folder of compiled kernels. A file in it that is not whole is built again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 SEAL = hashlib.sha256().digest_size
-"""Bytes at the end of a file that say that it is whole."""
+"""The number of bytes at the end of a file that prove that it is whole."""
 
 
 class CompilerError(RuntimeError):
-    """No compiler, one that refused a kernel, or no folder for what it compiles."""
+    """There is no compiler, the compiler refused a kernel, or there is no folder for compiled kernels."""
 
 
 def folder() -> Path:
@@ -42,15 +42,16 @@ def folder() -> Path:
     return folder
 
 
-def name_of(suffix: str, *decides: str) -> str:
-    """The name of a file, by all that decides what is in it."""
+def file_name(suffix: str, *decides: str) -> str:
+    """The name of a file, made from all that decides its content."""
     return hashlib.sha256("\0".join(decides).encode()).hexdigest()[:32] + suffix
 
 
-def kept(name: str, build: Callable[[Path], Path]) -> Path:
-    """The file of this name in the folder. One that is missing or damaged is built: ``build`` gets a folder of its own
-    and returns the file that it made there, which is sealed and moved into place, so that processes doing the same do
-    no harm.
+def built_file(name: str, build: Callable[[Path], Path]) -> Path:
+    """The file of this name in the folder, which is built if it is missing or damaged.
+
+    :param build: makes the file in an empty folder, which it is given, and returns the file's path. The file is then
+        sealed and moved into place, so processes that build the same file at the same time do no harm.
     """
     file = folder() / name
     if not _is_whole(file):
@@ -63,19 +64,19 @@ def kept(name: str, build: Callable[[Path], Path]) -> Path:
 
 
 def content(file: Path) -> bytes:
-    """What was built, without the seal."""
+    """The content of a built file, without its seal."""
     return file.read_bytes()[:-SEAL]
 
 
 def _seal(content: bytes, name: str) -> bytes:
-    """What a file ends with if it is whole and is the one that its name says; a loader of libraries ignores it."""
+    """The end of a file that is whole and belongs to its name. A loader of libraries ignores these bytes."""
     return hashlib.sha256(name.encode() + content).digest()
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there, not cut short, and ours: loading another could crash."""
+    """Whether a file exists, is complete and was built by this package. Loading any other file could crash."""
     try:
-        found = file.read_bytes()
+        data = file.read_bytes()
     except OSError:
         return False
-    return found[-SEAL:] == _seal(found[:-SEAL], file.name)
+    return data[-SEAL:] == _seal(data[:-SEAL], file.name)

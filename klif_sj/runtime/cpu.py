@@ -1,4 +1,4 @@
-"""Kernels for the CPU: compiled once by the C++ compiler at hand, kept in the user's cache folder, called by ctypes."""
+"""Kernels for the CPU: compiled by the C++ compiler at hand, kept in the user's cache folder, called through ctypes."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ ARITHMETIC = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 """No fused multiply-adds, so that results are torch's own; the other two change no value and let loops vectorise."""
 
 LANES = 128
-"""Neurons of a block: few enough that a segment's rows and states fit the first cache."""
+"""Neurons in a block. They are so few that a segment's rows and states fit the first-level cache."""
 
 RUNS, LONGEST_RUN = 512, 16
-"""Blocks that share a row of partial sums: as many as leave so many runs for threads to share, up to a longest one."""
+"""A run of blocks shares a row of partial sums. There are ``RUNS`` runs or more if there are so many blocks, and no run
+has more than ``LONGEST_RUN``."""
 
 FOLD = 16
-"""Lanes that a sum of parameter gradients has until its row of partial sums is complete."""
+"""Lanes in which a partial sum of a parameter's gradient is kept, until the second pass adds them up."""
 
 MANY_SUMS = 1 << 16
-"""Partial sums from which on they are a tensor's, which who counts memory sees: a small layer runs in less time than
-torch takes to make one."""
+"""From this number on, partial sums lie in a tensor, which a count of memory sees. Fewer lie in plain memory, because
+torch can take longer to make a tensor than a small layer runs."""
 
 SERIAL_LIMIT = 1 << 15
-"""Neuron-steps below which waking other threads costs more than it gains."""
+"""Below this number of neurons times steps, waking other threads takes more time than it saves."""
 
 
 def segment(program: Program) -> int:
-    """Steps that are walked at a time, their rows in the first cache."""
+    """Time steps in a segment, whose rows fit the first-level cache."""
     return SEGMENT
 
 
@@ -73,9 +74,9 @@ def compiler() -> tuple[str, ...]:
 
 @functools.cache
 def identity(command: tuple[str, ...]) -> str:
-    """The compiler and the processor that it compiles for: what decides whether an artefact can be used again."""
+    """The compiler and the processor that it compiles for, which decide whether a compiled kernel can be used again."""
     programs = []
-    for path in filter(None, map(shutil.which, command)):  # to ask for its version would start a process
+    for path in filter(None, map(shutil.which, command)):  # asking for the version would start a process
         file = os.stat(path)
         programs.append(f"{os.path.realpath(path)} {file.st_size} {file.st_mtime_ns}")
     return "\n".join((*command, *programs, platform.machine(), _processor()))
@@ -83,7 +84,7 @@ def identity(command: tuple[str, ...]) -> str:
 
 @functools.cache
 def openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
-    """The OpenMP flags that the compiler takes: threads and simd, simd alone, or none."""
+    """The OpenMP flags that the compiler accepts: for threads and simd, for simd alone, or none."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("int main() { int n = 0;\n#pragma omp parallel for\nfor (int i = 0; i < 2; i++) n = i;\n}\n")
@@ -96,7 +97,7 @@ def openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def load(kernel: Kernel) -> Callable[[bytes], int]:
-    """The kernel's function, which takes a packed ``Call`` and returns 0, or 1 where there was no memory.
+    """The kernel's function, which takes a packed ``Call`` and returns 0, or 1 if there was no memory.
 
     :raises CompilerError: with the compiler's log and the source's path
     """
@@ -109,8 +110,8 @@ def load(kernel: Kernel) -> Callable[[bytes], int]:
 def function_of(source: str, name: str) -> Callable[[bytes], int]:
     """Compile a source, or find it compiled, and return one of its functions."""
     command = compiler()
-    file = cache.name_of(".so", source, identity(command), *FLAGS, *ARITHMETIC)
-    library = cache.kept(file, lambda folder: _compile(source, command, folder, file))
+    file = cache.file_name(".so", source, identity(command), *FLAGS, *ARITHMETIC)
+    library = cache.built_file(file, lambda folder: _compile(source, command, folder, file))
     try:
         function = getattr(ctypes.CDLL(str(library)), name)
     except OSError as error:
@@ -138,7 +139,7 @@ def _compile(source: str, command: tuple[str, ...], folder: Path, file: str) -> 
 
 @functools.cache
 def _processor() -> str:
-    """What ``-march=native`` depends on: a cache folder may be shared by machines with different processors."""
+    """The processor, on which ``-march=native`` depends: machines with different ones may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -151,7 +152,7 @@ def _processor() -> str:
 def allocator(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Callable[[], torch.Tensor]:
-    """What makes uninitialised tensors of one kind; large ones lie in the pool."""
+    """A function that makes uninitialised tensors of one form. Large ones lie in the pool."""
     if math.prod(shape) * dtype.itemsize >= LARGE:
         return functools.partial(memory.empty, shape, strides, dtype)
     return layout.allocator(shape, strides, dtype, device)
@@ -160,7 +161,7 @@ def allocator(
 def launch(work: Pass, record: list[Any]) -> None:
     """Run a kernel on the threads that torch uses; a small one on the calling thread alone.
 
-    :raises MemoryError: if the system has none for what a launch needs beside its tensors
+    :raises MemoryError: if the system has no memory for what a launch needs besides its tensors
     """
     function, rows, sums, small = prepared(work)
     at = work.layout.at
@@ -175,15 +176,15 @@ def launch(work: Pass, record: list[Any]) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def prepared(work: Pass) -> tuple[Callable[[bytes], int], int, int, bool]:
-    """What a launch needs that is set by kernel and shape alone: the function, how many blocks
-    share a row of partial sums, how many sums there are in all, and whether threads cost more than they gain.
+    """What kernel and shape alone decide about a launch: the function, how many blocks share a row of partial sums,
+    how many partial sums there are in all, and whether other threads take more time than they save.
     """
     kernel, (outer, channels, inner) = work.kernel, work.geometry
     if kernel.channels_innermost:
         rows = max(math.ceil(outer / 64), 1)
         sums = math.ceil(outer / rows) * kernel.grads * channels
     else:
-        blocks = outer * math.ceil(inner / LANES)  # of a channel
+        blocks = outer * math.ceil(inner / LANES)  # for each channel
         rows = min(max(blocks * channels // RUNS, 1), LONGEST_RUN)
         sums = math.ceil(blocks / rows) * channels * kernel.grads * FOLD
     return load(kernel), rows, sums, work.geometry.neurons * kernel.steps < SERIAL_LIMIT

@@ -18,23 +18,24 @@ from .layout import Geometry
 from .layout import allocator as allocator
 
 OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
-"""No fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default. Unless
-functions are the device's by default, NVRTC takes a lambda for host code."""
+"""There are no fused multiply-adds, so that results are torch's own; division and square root are IEEE's by default.
+Without ``-default-device``, NVRTC takes a lambda for host code."""
 
 BLOCK = 128
-"""Threads of a block."""
+"""Threads in a block."""
 
 GRADIENT_BLOCKS = {False: 24, True: 6}
-"""Blocks for each multiprocessor of a kernel that sums gradients, by whether channels are innermost: each block leaves
-partial sums behind, with channels innermost those of many channels.
+"""Blocks for each multiprocessor in a kernel that sums gradients, by whether channels are innermost. Each block writes
+partial sums; they are of many channels if channels are innermost, so there are fewer blocks then.
 """
 
 REGISTERS = {"contiguous": 190, "channels innermost, forward": 175, "channels innermost, backward": 116}
 """Registers that a thread may spend on what :func:`_registers` counts, by schedule; the rest is for the arithmetic."""
 
 UNROLLED = 128
-"""Steps, over all its neighbours, that a thread unrolls at the most: half as many backward or where a step computes an
-exponential or the like, a quarter backward with several states, an eighth with several learned per-step parameters."""
+"""The most steps that a thread unrolls, counted over all its neighbours. It unrolls half as many backward or if a step
+computes an exponential or the like, a quarter backward with several states, and an eighth with several learned per-step
+parameters."""
 
 
 def require() -> None:
@@ -56,8 +57,8 @@ def require() -> None:
 
 
 def segment(program: Program) -> int:
-    """Steps that are walked at a time: fewer where several parameters with a value for each step are learned, as a
-    thread holds the gradients of a segment's steps in registers, of which a float64 takes two.
+    """Time steps in a segment. There are fewer if several parameters with a value for each step are learned, because a
+    thread holds their gradients for all steps of a segment in registers, of which a float64 takes two.
     """
     per_step = sum(p.per_step for p in program.learned) * (2 if program.dtype == "float64" else 1)
     return SEGMENT if per_step <= 1 else SEGMENT // 2 if per_step == 2 else SEGMENT // 4
@@ -71,10 +72,11 @@ def source(kernel: Kernel, vector: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def vector_width(kernel: Kernel) -> int:
-    """How many neighbours a thread owns where memory allows.
+    """How many neighbouring neurons a thread owns if addresses and strides allow it.
 
-    As many as 16 bytes hold; fewer where a thread would need more registers than there are, or its unrolled code would
-    take seconds to compile; and one where states are recorded, which are stored one by one and so lie side by side.
+    It owns as many as 16 bytes hold. It owns fewer if it would need more registers than there are, or if its unrolled
+    code would take seconds to compile. If states are recorded, it owns one: a thread stores a state neuron by neuron,
+    and the stores of neighbouring threads then lie side by side.
     """
     if kernel.record:
         return 1
@@ -93,21 +95,23 @@ def vector_width(kernel: Kernel) -> int:
 
 
 def _registers(kernel: Kernel, width: int) -> int:
-    """A rough count for a thread: x and the gradients as they are moved, the step at hand, the states of every step
-    backward, parameters and sums.
+    """A rough count of a thread's registers. They hold x and the gradients as they are moved, the current step,
+    parameters and sums, and, backward, the states of every step.
 
-    Where channels are innermost, every neighbour has parameters and sums of its own.
+    If channels are innermost, every neighbour has parameters and sums of its own.
     """
     steps, parameters = min(segment(kernel.program), kernel.steps), kernel.program.parameters
     moved = (1 + kernel.backward) * steps * width * kernel.dtype.itemsize // 4
-    own = kernel.summed_grads + kernel.per_step_grads * steps + sum(steps if p.per_step else 1 for p in parameters)
-    numbers = width * (len(kernel.program.states) + 2) + own * (width if kernel.channels_innermost else 1)
+    per_channel = (
+        kernel.summed_grads + kernel.per_step_grads * steps + sum(steps if p.per_step else 1 for p in parameters)
+    )
+    numbers = width * (len(kernel.program.states) + 2) + per_channel * (width if kernel.channels_innermost else 1)
     numbers += kernel.backward * steps * (len(kernel.program.states) + 2)
     return moved + numbers * (2 if kernel.program.dtype == "float64" else 1)
 
 
 def fitting_vector(work: Pass, record: list[Any]) -> int:
-    """:func:`vector_width`, halved until every row starts on its boundary."""
+    """:func:`vector_width`, halved until every row is aligned to a vector."""
     kernel, geometry, at = work.kernel, work.geometry, work.layout.at
     vector = vector_width(kernel)
     rows = geometry.neurons | (geometry.channels if kernel.channels_innermost else geometry.inner)
@@ -115,7 +119,7 @@ def fitting_vector(work: Pass, record: list[Any]) -> int:
     while vector > 1 and rows % vector:
         vector //= 2
     addresses = work.layout.by_neuron(record)
-    if functools.reduce(operator.or_, addresses) % 16:  # mostly none is off a boundary
+    if functools.reduce(operator.or_, addresses) % 16:  # mostly all are aligned
         io, real = kernel.dtype.itemsize, kernel.real.itemsize
         sizes = [io if stored else real for stored in work.layout.in_storage]
         while vector > 1 and any(a % min(16, vector * size) for a, size in zip(addresses, sizes, strict=True)):
@@ -125,10 +129,10 @@ def fitting_vector(work: Pass, record: list[Any]) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tuple[int, int, int]:
-    """Blocks, tiles or rows of each block, and blocks that share a channel.
+    """How many blocks there are, how many tiles or rows each block has, and how many blocks share a channel.
 
-    Blocks enough to fill the GPU several times over; where there are parameter gradients no more, so that few partial
-    sums are written.
+    There are enough blocks to fill the GPU several times over. If there are parameter gradients, there are no more
+    than that, so that few partial sums are written.
     """
     outer, channels, inner = geometry
     enough = processors * (GRADIENT_BLOCKS[kernel.channels_innermost] if kernel.grads else 64)
@@ -146,7 +150,7 @@ def grid(kernel: Kernel, geometry: Geometry, vector: int, processors: int) -> tu
 
 
 def block_width(channels: int, vector: int) -> int:
-    """Threads of a block that lie side by side over innermost channels: as many as there is work for."""
+    """How many threads of a block lie side by side over innermost channels: as many as have work, at most 32."""
     return min(1 << max(math.ceil(channels / vector) - 1, 0).bit_length(), 32)
 
 
@@ -179,17 +183,17 @@ def launch(work: Pass, record: list[Any]) -> None:
         submit(kernel, vector, "finish", kernel.grads * work.channels, pack(*record), device)
 
 
-def submit(kernel: Kernel, vector: int, name: str, blocks: int, block: bytes, device: torch.device) -> None:
+def submit(kernel: Kernel, vector: int, name: str, blocks: int, call: bytes, device: torch.device) -> None:
     """Queue one kernel on torch's current stream of a device."""
     index = device.index
     if torch._C._cuda_getDevice() != index:
         with torch.cuda.device(index):
-            return submit(kernel, vector, name, blocks, block, device)
+            return submit(kernel, vector, name, blocks, call, device)
     driver = _driver()
     if not driver.ctxGetCurrent():
         _make_context()
     function = _function(kernel, vector, name, index)
-    argument = (ctypes.c_char_p * 1)(block)  # its address is that of an array of pointers to arguments
+    argument = (ctypes.c_char_p * 1)(call)  # an array of pointers to the arguments
     stream, threads = torch._C._cuda_getCurrentRawStream(index), BLOCK
     driver.launchKernel(function.ptr, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(argument), 0)
 
@@ -202,7 +206,7 @@ def _driver() -> Any:
 
 
 def _make_context() -> None:
-    """A thread has no context of the GPU before the runtime is asked for something, and a driver's call makes none."""
+    """Give this thread a context of the GPU: a call of the runtime makes one, a call of the driver does not."""
     from cupy.cuda import runtime
 
     runtime.memGetInfo()

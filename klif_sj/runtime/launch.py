@@ -14,10 +14,10 @@ from .layout import Geometry
 
 
 class Pass:
-    """A kernel, and what every launch of it is told: a record that a launch copies and completes with addresses.
+    """A kernel, and the record that every launch of it copies and completes with addresses.
 
     :param geometry: the neurons as the kernel counts them
-    :param channels: of the parameters
+    :param channels: how many channels the parameters have
     :param device: where the tensors are
     """
 
@@ -33,7 +33,7 @@ class Pass:
         self._shapes = [(*(kernel.steps,) * p.per_step, *(channels,) * p.per_channel) for p in learned]
         self._rows = [kernel.steps if p.per_step else 1 for p in learned]
         self.sums: tuple[int, ...] = (kernel.grads, channels)
-        """The shape in which the kernel's sums are the least work to tell apart."""
+        """The shape of the kernel's sums that takes the least work to split into the parameters' gradients."""
         self._is_one = len(learned) == 1 and math.prod(self._shapes[0]) == kernel.grads * channels
         if self._is_one:
             self.sums = self._shapes[0]
@@ -52,8 +52,8 @@ _is_shared = getattr(torch._C, "_is_cow_tensor", lambda tensor: False)
 
 
 def address(tensor: Tensor) -> int:
-    """Where a tensor's memory is. ``data_ptr`` would copy memory that is shared until somebody writes to it."""
-    # torch 2.15 does not say it of a subclass in Python; what is shared here never is one.
+    """The address of a tensor's memory. ``data_ptr`` would first copy memory that is shared by copy-on-write."""
+    # torch 2.15 does not answer for a subclass of Tensor in Python; a tensor that is shared here never is one.
     if type(tensor) in (Tensor, torch.nn.Parameter) and _is_shared(tensor):
         start: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
         return start + int(tensor.storage_offset()) * tensor.element_size()

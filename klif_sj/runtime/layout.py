@@ -41,23 +41,23 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def step_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The layout of one step that a kernel works in, of a sequence: its own where it is dense, else contiguous."""
+    """The strides of one step in a kernel: those of the sequence if its steps are dense, else contiguous ones."""
     step = tuple(shape[1:])
     return dense_strides(step, strides[1:]) or contiguous_strides(step)
 
 
 def lies_as(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether two strides of one shape are the same layout: those of dimensions of size 1 do not matter."""
+    """Whether strides describe the wanted layout of a shape. Strides of dimensions of size 1 do not matter."""
     return strides == wanted or all(size == 1 or a == b for size, a, b in zip(shape, strides, wanted, strict=True))
 
 
 def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A sequence ``[T, N, *]`` whose every step lies as ``strides`` say; itself where it already does.
+    """A sequence ``[T, N, *]`` whose steps have these strides: the sequence itself if it has them, else a copy.
 
-    The distance between steps is free: an input that was expanded over time stays one step in memory.
+    The distance between steps may be any: an input that was expanded over time stays one step in memory.
     """
-    found = sequence.stride()[1:]
-    if found == strides or lies_as(tuple(sequence.shape[1:]), found, strides):
+    present = sequence.stride()[1:]
+    if present == strides or lies_as(tuple(sequence.shape[1:]), present, strides):
         return sequence
     return empty_sequence(sequence, sequence.shape[0], strides, sequence.dtype).copy_(sequence)
 
@@ -65,23 +65,23 @@ def with_layout(sequence: Tensor, strides: tuple[int, ...]) -> Tensor:
 def allocator(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Callable[[], Tensor]:
-    """What makes uninitialised tensors of one kind."""
+    """A function that makes uninitialised tensors of one form."""
     return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
 
 
 def empty(like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor where another one is."""
+    """An uninitialised tensor on the device of another one."""
     return torch.empty_strided(shape, strides, dtype=dtype, device=like.device, requires_grad=False)
 
 
 def empty_sequence(like: Tensor, steps: int, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised ``[steps, N, *]`` in a layout, steps one after the other."""
+    """An uninitialised sequence ``[steps, N, *]`` whose steps have these strides and lie one after the other."""
     shape = tuple(like.shape[1:])
     return empty(like, (steps, *shape), (math.prod(shape), *strides), dtype)
 
 
 def geometry(shape: tuple[int, ...], strides: tuple[int, ...], channel_dim: int | None) -> Geometry:
-    """Where the channels of a step lie; ``channel_dim`` None: there are none."""
+    """Where the channels of a step lie. If ``channel_dim`` is None, it has no channels."""
     neurons = math.prod(shape)
     if channel_dim is None or channel_dim >= len(shape):
         return Geometry(1, 1, neurons)

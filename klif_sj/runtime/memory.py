@@ -1,5 +1,5 @@
-"""Memory for large outputs on the CPU, kept for the next call: the system takes longer to map pages than a kernel to
-fill them."""
+"""Memory for large outputs on the CPU. It is kept for the next call, because the system needs longer to map pages than
+a kernel needs to fill them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 LARGE = 1 << 24
-"""Bytes from which on an output comes from the pool, and is stored around the caches."""
+"""From this number of bytes on, an output comes from the pool and is stored around the caches."""
 
 PAGE = 1 << 21
-"""A large page: the pool maps whole ones."""
+"""Bytes in a large page. The pool maps whole large pages."""
 
 
 class Block(NamedTuple):
@@ -31,10 +31,10 @@ class Block(NamedTuple):
 
 
 class Pool:
-    """Blocks of memory that tensors lease, and give back when the last of them that shares one is gone.
+    """Blocks of memory that tensors lease. A block comes back when the last tensor that shares it is gone.
 
-    What is idle waits for a tensor of the same size. All blocks together never take more than tensors had leased at one
-    time: beyond that, those that are idle for longest go back to the system.
+    An idle block waits for a tensor of the same size. All blocks together never take more than tensors had leased at
+    one time: beyond that, the blocks that were idle longest go back to the system.
     """
 
     def __init__(self) -> None:
@@ -50,17 +50,17 @@ class Pool:
         self._lock = threading.Lock()
 
     def lease(self, size: int) -> memoryview:
-        """So many bytes, uninitialised, from where a large page begins; idle again when nobody refers to them.
+        """Lease ``size`` uninitialised bytes from the start of a large page, until nothing refers to them any more.
 
         :raises OSError: if the system has no memory
         """
-        mapped = math.ceil(size / PAGE) * PAGE + PAGE  # one more to begin where a page does; it is never touched
+        mapped = math.ceil(size / PAGE) * PAGE + PAGE  # one page more, to start where a page starts
         with self._lock:
             self._take_back()
-            found = next((i for i in reversed(range(len(self._idle))) if len(self._idle[i].memory) == mapped), None)
-            if found is None:
+            position = next((i for i in reversed(range(len(self._idle))) if len(self._idle[i].memory) == mapped), None)
+            if position is None:
                 self._drop(max(self._peak - self._leased - mapped, 0))
-            block = _map(mapped) if found is None else self._idle.pop(found)
+            block = _map(mapped) if position is None else self._idle.pop(position)
             self._leased += mapped
             self._peak = max(self._peak, self._leased)
         lent = memoryview(block.memory)[block.start : block.start + size]
@@ -69,7 +69,7 @@ class Pool:
         return lent
 
     def _note_return(self, reference: weakref.ref[memoryview]) -> None:
-        """It comes at any time, also from a collection of garbage while the lock is held: so it only notes it."""
+        """Note a returned block, and no more: Python may call this in a garbage collection while the lock is held."""
         self._returned.append(self._leases.pop(id(reference))[1])
 
     def release(self) -> None:
@@ -104,7 +104,7 @@ def _bytes(blocks: list[Block]) -> int:
 def _map(size: int) -> Block:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # private: a fork has its own copy
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # of a kernel without large pages
+        with contextlib.suppress(OSError):  # the system may have no large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return Block(memory, -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE)
 
@@ -113,7 +113,7 @@ pool = Pool()
 
 
 def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised dense tensor on the CPU; a large one lies in the pool, where a profiler does not look for it."""
+    """An uninitialised dense tensor on the CPU. A large one lies in the pool, except while a profiler counts memory."""
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE or not hasattr(mmap, "MAP_PRIVATE") or torch.autograd._profiler_enabled():
         return torch.empty_strided(shape, strides, dtype=dtype)
@@ -121,10 +121,10 @@ def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) 
         lent = pool.lease(size)
     except OSError:
         pool.release()
-        return torch.empty_strided(shape, strides, dtype=dtype)  # or torch says how much memory it lacks
+        return torch.empty_strided(shape, strides, dtype=dtype)  # torch raises its own error if this fails
     whole = torch.frombuffer(lent, dtype=dtype)
     fills: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fills and torch.are_deterministic_algorithms_enabled():
         whole.fill_(math.nan)
-    # Not a view, as writing into a view that a torch.autograd.Function returns is an error.
+    # The result is no view, because writing into a view that a torch.autograd.Function returns is an error.
     return torch.empty(0, dtype=dtype).set_(whole.untyped_storage(), 0, shape, strides)

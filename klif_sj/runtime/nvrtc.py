@@ -1,4 +1,4 @@
-"""NVRTC: CUDA source to what a driver loads, by CuPy's binding and with the options that are given, no others.
+"""Compiles CUDA source with NVRTC, by CuPy's binding and with exactly the options that are given.
 
 CuPy's own compiler would flush subnormal numbers, look for headers that no kernel includes, and repeat an option, which
 NVRTC before 12.9 refuses.
@@ -37,18 +37,18 @@ def version() -> str:
 
 
 def target(architecture: int) -> str:
-    """What to compile for: the machine code of a GPU (90: compute capability 9.0) where NVRTC knows it. For one that is
-    newer, PTX of the newest before it, which the driver translates.
+    """What NVRTC compiles to for an architecture (90 is compute capability 9.0): machine code if NVRTC knows the
+    architecture. For a newer one it is PTX of the newest that NVRTC knows, which the driver translates.
 
     :raises CompilerError: for a GPU that is older than all that NVRTC knows
     """
-    known = binding().getSupportedArchs()
-    if architecture in known:
+    supported = binding().getSupportedArchs()
+    if architecture in supported:
         return f"sm_{architecture}"
-    older = [other for other in known if other < architecture]
+    older = [candidate for candidate in supported if candidate < architecture]
     if not older:
         raise CompilerError(
-            f"expected a GPU of compute capability {min(known) / 10} or newer for NVRTC {version()}, got one of "
+            f"expected a GPU of compute capability {min(supported) / 10} or newer for NVRTC {version()}, got one of "
             f"{architecture / 10}; install CuPy for an older CUDA"
         )
     return f"compute_{max(older)}"
@@ -63,11 +63,11 @@ def image(source: str, architecture: int, options: tuple[str, ...]) -> bytes:
         built.write_bytes(compiled(source, options))
         return built
 
-    return cache.content(cache.kept(cache.name_of(".cubin", source, version(), *options), build))
+    return cache.content(cache.built_file(cache.file_name(".cubin", source, version(), *options), build))
 
 
 def compiled(source: str, options: tuple[str, ...]) -> bytes:
-    """Compile: machine code for an architecture ``sm_*``, PTX for ``compute_*``.
+    """Compile to machine code for an architecture ``sm_*``, or to PTX for ``compute_*``.
 
     :raises CompilerError: with NVRTC's log and the numbered source, if it does not compile
     """
@@ -78,7 +78,7 @@ def compiled(source: str, options: tuple[str, ...]) -> bytes:
         if any("=compute_" in option for option in options):
             ptx: bytes = nvrtc.getPTX(program)
             return ptx
-        return nvrtc.getCUBIN(program) + b"\0"  # the binding takes the last byte for the end of a string
+        return nvrtc.getCUBIN(program) + b"\0"  # the binding drops the last byte as a string's end
     except nvrtc.NVRTCError as error:
         numbered = "\n".join(f"{number:4} {line}" for number, line in enumerate(source.splitlines(), 1))
         raise CompilerError(

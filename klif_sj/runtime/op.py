@@ -1,7 +1,7 @@
-"""The operators: a program run over a sequence, and its gradient, for torch.compile, exported programs and watchers.
+"""The operators that run a program, and its gradient, for torch.compile, exported programs and profilers.
 
-Eager code has a shorter way to the same implementations (``autograd.py``). Programs cross an operator's boundary as
-text, so that a compiled graph that outlives this process can still build its kernels.
+Eager code calls the same implementations directly (``autograd.py``). Programs cross an operator's boundary as text, so
+a compiled graph that outlives this process can still build its kernels.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _library.define(
 def _outputs(
     program: Program, strides: tuple[int, ...], x_seq: Tensor, saved: int, record: bool, final: bool
 ) -> Outputs:
-    """The outputs of a forward launch, with so many checkpoints, uninitialised. Sizes may be symbolic."""
+    """The uninitialised outputs of a forward launch that saves ``saved`` checkpoints. Sizes may be symbolic."""
     dtype, states = getattr(torch, program.dtype), len(program.states)
     shape = tuple(x_seq.shape)
     step, neurons = shape[1:], math.prod(shape[1:])
     spikes = empty(x_seq, shape, (neurons, *strides), x_seq.dtype)
     ends = [empty(x_seq, step, strides, dtype) for _ in range(states)] if final else []
-    none = isinstance(saved, int) and saved == 0  # a symbolic number is not looked at
+    none = isinstance(saved, int) and saved == 0  # a symbolic number is not compared
     checkpoints = None if none else x_seq.new_empty((saved, states, neurons), dtype=dtype)
     sequences = [empty(x_seq, shape, (neurons, *strides), dtype) for _ in range(states)] if record else []
     return spikes, ends, checkpoints, sequences
 
 
 def listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
-    """Outputs as the operator returns them: none of them missing."""
+    """Outputs as the operator returns them: checkpoints that are None become an empty tensor."""
     spikes, ends, checkpoints, sequences = outputs
     if checkpoints is None:
         shape = (0, len(program.states), math.prod(x_seq.shape[1:]))
@@ -56,16 +56,16 @@ def listed(program: Program, x_seq: Tensor, outputs: Outputs) -> list[Tensor]:
     return [spikes, *ends, checkpoints, *sequences]
 
 
-def unlisted(found: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """What the operator returns, told apart: with so many final states."""
-    return found[0], found[1 : 1 + ends], found[1 + ends], found[2 + ends :]
+def unlisted(outputs: list[Tensor], ends: int) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Split what the operator returns, which has ``ends`` final states, into the four kinds of outputs."""
+    return outputs[0], outputs[1 : 1 + ends], outputs[1 + ends], outputs[2 + ends :]
 
 
-def _forward_operator(text: str, x_seq: Tensor, *rest: Any) -> list[Tensor]:
+def _forward_operator(text: str, x_seq: Tensor, *arguments: Any) -> list[Tensor]:
     program = Program.decode(text)
-    initial, initial_value, parameters, channel_dim, *asked = rest
+    initial, initial_value, parameters, channel_dim, *settings = arguments
     scan = scan_of(program, x_seq, initial, parameters, channel_dim)
-    return listed(program, x_seq, scan.forward(x_seq, initial, initial_value, parameters, *asked))
+    return listed(program, x_seq, scan.forward(x_seq, initial, initial_value, parameters, *settings))
 
 
 def _fake_forward(
@@ -113,16 +113,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     text, n_initial, initial_value, channel_dim = ctx.settings
     x_seq, checkpoints, *tensors = ctx.saved_tensors
-    found = iter(
+    results = iter(
         torch.ops.klif_sj.backward(
             text, x_seq, tensors[:n_initial], initial_value, tensors[n_initial:], checkpoints, grads[0],
             grads[1 : 1 + ctx.ends], grads[2 + ctx.ends :], channel_dim, ctx.needs_input_grad[1],
         )
     )  # fmt: skip
-    grad_x = next(found) if ctx.needs_input_grad[1] else None
-    grad_initial = [next(found) for _ in range(n_initial)]
-    grad_parameters = [next(found) if p.learned else None for p in Program.decode(text).parameters]
-    # torch compares the structure of what comes back with the inputs': an empty list of numbers counts as a list.
+    grad_x = next(results) if ctx.needs_input_grad[1] else None
+    grad_initial = [next(results) for _ in range(n_initial)]
+    grad_parameters = [next(results) if p.learned else None for p in Program.decode(text).parameters]
+    # torch compares the structure of the gradients with that of the inputs: an empty list of numbers counts as a list.
     return None, grad_x, grad_initial, None if initial_value else [], grad_parameters, *(None,) * 4
 
 
@@ -138,6 +138,6 @@ for _name, _implementation, _fake in (
 ):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _key)
-    _library.impl(_name, _fake, "Meta")  # register_fake would do, but looks through every loaded module for its caller
+    _library.impl(_name, _fake, "Meta")  # register_fake would look through every loaded module for its caller
 torch.library.register_autograd("klif_sj::forward", _differentiate, setup_context=_save, lib=_library)
 torch.library.register_autograd("klif_sj::backward", _refuse_double_backward, lib=_library)

@@ -1,4 +1,4 @@
-"""A program on sequences of one kind: what shapes, layouts, dtypes and devices decide, found out and checked once."""
+"""A scan runs a program over sequences of one form, whose shapes, layouts, dtypes and devices are checked only once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .launch import Pass, address
 from .layout import Geometry, empty_sequence, geometry, lies_as, step_strides, with_layout
 
 CHANNELS_INNERMOST_BELOW = 32
-"""Channels with fewer neurons than this in a row take the schedule for channels that are innermost."""
+"""If a channel has fewer neurons than this in a row, the kernel takes the schedule for innermost channels."""
 
 Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 """Spikes, final states, checkpoints where a sequence has any, and recorded states."""
 
 Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
-"""Of x where it is wanted, of the initial states, and of the learned parameters."""
+"""The gradients of x if it is wanted, of the initial states, and of the learned parameters."""
 
-# In C, as they are asked for in every call.
+# Every call needs these, and functions written in C give them fastest.
 _address, _size, _is_contiguous = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
 _dtype, _device = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 
@@ -35,29 +35,29 @@ def _form(state: Tensor) -> tuple[Any, ...]:
 
 
 class Target(Hashable, Protocol):
-    """What launches kernels on one kind of device: the modules ``cpu`` and ``cuda``."""
+    """A module that launches kernels on one type of device: ``cpu`` or ``cuda``."""
 
     def segment(self, program: Program) -> int:
-        """How many steps of a program a kernel takes at a time; states are saved in between."""
+        """How many time steps of a program a segment has. States are saved between segments."""
 
     def allocator(
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Callable[[], Tensor]:
-        """What makes uninitialised tensors of one kind, for a kernel to write."""
+        """A function that makes uninitialised tensors of one form, for a kernel to write."""
 
     def launch(self, work: Pass, record: list[Any]) -> None:
-        """Run a kernel, compiled if it has not been yet, with its record, of which the target's own fields are left."""
+        """Run a kernel, which is compiled first if need be. The record lacks only the target's own fields."""
 
 
 TARGETS: dict[str, Target] = {"cpu": cast(Target, cpu), "cuda": cast(Target, cuda)}
-"""What launches kernels, by the type of a device."""
+"""The targets, by the type of a device."""
 
 
 class Scan:
     """A program over sequences ``[T, N, *]`` of one shape, layout, dtype and device, with parameters and initial states
     of one form each.
 
-    :raises ValueError: for a tensor of another size, dtype or device than the kernel reads there
+    :raises ValueError: for a tensor of another size, dtype or device than the kernel expects
     """
 
     def __init__(
@@ -78,23 +78,25 @@ class Scan:
         self.geometry = Geometry(laid.outer, laid.channels * laid.inner, 1) if self.channels_innermost else laid
         self._x_lies = lies_as(self.step, strides[1:], self.strides)
         self._passes: dict[tuple[bool, bool], Pass] = {}
-        whole, dense = self.shape, (self.neurons, *self.strides)
-        self._new_spikes = target.allocator(whole, dense, dtype, device)
-        self._new_sequence = target.allocator(whole, dense, self.real, device)
+        sequence_shape, sequence_strides = self.shape, (self.neurons, *self.strides)
+        self._new_spikes = target.allocator(sequence_shape, sequence_strides, dtype, device)
+        self._new_sequence = target.allocator(sequence_shape, sequence_strides, self.real, device)
         self._new_state = target.allocator(self.step, self.strides, self.real, device)
         self._initial_lies = self._parameters_lie = True
-        for shape, found, *rest in initial:
-            self._check("an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *rest)
-            self._initial_lies &= lies_as(self.step, found, self.strides)
-        for (size, contiguous, *rest), p in zip(parameters, program.parameters, strict=True):
+        for shape, state_strides, *dtype_and_device in initial:
+            self._check(
+                "an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *dtype_and_device
+            )
+            self._initial_lies &= lies_as(self.step, state_strides, self.strides)
+        for (size, contiguous, *dtype_and_device), p in zip(parameters, program.parameters, strict=True):
             wanted = (self.shape[0] if p.per_step else 1) * (self.channels if p.per_channel else 1)
             name = f"parameter {p.name!r}"
-            self._check(name, size == wanted, f"{wanted} elements", f"{size}", *rest)
+            self._check(name, size == wanted, f"{wanted} elements", f"{size}", *dtype_and_device)
             self._parameters_lie &= contiguous
 
-    def _check(self, name: str, fits: bool, wanted: str, found: str, dtype: torch.dtype, device: torch.device) -> None:
+    def _check(self, name: str, fits: bool, wanted: str, got: str, dtype: torch.dtype, device: torch.device) -> None:
         if not fits or dtype != self.real:
-            raise ValueError(f"{self.program.neuron}: {name}: expected {wanted} of {self.real}, got {found} of {dtype}")
+            raise ValueError(f"{self.program.neuron}: {name}: expected {wanted} of {self.real}, got {got} of {dtype}")
         if device != self.device:
             raise ValueError(
                 f"{self.program.neuron}: {name}: expected it on the input's device {self.device}, got {device}; move "
@@ -111,8 +113,8 @@ class Scan:
     ) -> Outputs:  # fmt: skip
         """Launch the program.
 
-        :param initial: states ``[N, *]`` to start from; where it is empty, ``initial_value`` are their numbers
-        :param checkpoints: states to save for the gradient: as many as there are segments after the first, or 0
+        :param initial: states ``[N, *]`` to start from; if it is empty, states start from the numbers ``initial_value``
+        :param checkpoints: how often states are saved for backward: once for each segment after the first, or never
         :param record: whether the states at every step are wanted
         :param final: whether the final states are wanted
         """
@@ -122,9 +124,9 @@ class Scan:
                 f"{checkpoints}; the caller was compiled by another version of klif_sj, compile it again"
             )
         work = self._passes.get((False, record)) or self._pass(False, record)
-        told, at = work.record.copy(), work.layout.at
+        call, at = work.record.copy(), work.layout.at
         spikes, saved = self._new_spikes(), None
-        told[at.spikes] = spikes.data_ptr()
+        call[at.spikes] = spikes.data_ptr()
         ends: list[Tensor] = []
         sequences: list[Tensor] = []
         for _ in self.program.states if final else ():
@@ -133,38 +135,38 @@ class Scan:
             sequences.append(self._new_sequence())
         if checkpoints:
             saved = x_seq.new_empty((checkpoints, len(self.program.states), self.neurons), dtype=self.real)
-            told[at.checkpoints] = saved.data_ptr()
+            call[at.checkpoints] = saved.data_ptr()
         if self.neurons:
-            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+            inputs = self._write_inputs(call, at, x_seq, initial, initial_value, parameters)
             if final:
-                told[at.final] = map(_address, ends)
+                call[at.final] = map(_address, ends)
             if record:
-                told[at.sequences] = map(_address, sequences)
-            self.target.launch(work, told)
-            del read  # the record has only their addresses, so they had to live until here
+                call[at.sequences] = map(_address, sequences)
+            self.target.launch(work, call)
+            del inputs  # the record has only their addresses, so they had to live until here
         return spikes, ends, saved, sequences
 
-    def _tell_inputs(
-        self, told: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
+    def _write_inputs(
+        self, call: list[Any], at: Any, x_seq: Tensor, initial: Sequence[Tensor], initial_value: Sequence[float],
         parameters: Sequence[Tensor],
     ) -> tuple[Any, ...]:  # fmt: skip
-        """Complete a record with what a program reads, and return the tensors that lie there."""
+        """Complete a record with the addresses of what a program reads, and return the tensors that lie there."""
         x = x_seq if self._x_lies else with_layout(x_seq, self.strides)
-        told[at.x], told[at.x_stride] = address(x), x.stride(0)
+        call[at.x], call[at.x_stride] = address(x), x.stride(0)
         if initial:
             if not self._initial_lies:
                 initial = [self._laid(state) for state in initial]
-            told[at.initial] = map(_address, initial)
+            call[at.initial] = map(_address, initial)
         else:
-            told[at.initial_value] = initial_value
+            call[at.initial_value] = initial_value
         if parameters:
             if not self._parameters_lie:
                 parameters = [tensor.contiguous() for tensor in parameters]
-            told[at.parameters] = map(_address, parameters)
+            call[at.parameters] = map(_address, parameters)
         return x, initial, parameters
 
     def _laid(self, state: Tensor) -> Tensor:
-        """A tensor shaped as a step in the kernel's layout."""
+        """A tensor of a step's shape, in the kernel's layout."""
         return with_layout(state.unsqueeze(0), self.strides).squeeze(0)
 
     def backward(
@@ -172,12 +174,12 @@ class Scan:
         checkpoints: Tensor | None, grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
         grad_sequences: Sequence[Tensor | None], need_x: bool,
     ) -> Gradients:  # fmt: skip
-        """Launch the program's gradient, from the gradients of what :meth:`forward` returned; None stands for zeros."""
+        """Launch the program's gradient, given those of what :meth:`forward` returned. None stands for zeros."""
         record = False
         for grad in grad_sequences:
             record = record or grad is not None
         work = self._passes.get((True, record)) or self._pass(True, record)
-        told, at = work.record.copy(), work.layout.at
+        call, at = work.record.copy(), work.layout.at
         grad_x = self._new_spikes() if need_x else None
         grad_initial: list[Tensor] = []
         for _ in initial:
@@ -186,28 +188,28 @@ class Scan:
         sums = new_sums(work.sums, dtype=self.real)
         if self.neurons:
             if checkpoints is not None:
-                if checkpoints.numel() != (wanted := self.checkpoints * len(self.program.states) * self.neurons):
-                    raise ValueError(f"klif_sj::backward: expected {wanted} saved states, got {checkpoints.numel()}")
-                told[at.checkpoints] = checkpoints.data_ptr()
-            read = self._tell_inputs(told, at, x_seq, initial, initial_value, parameters)
+                if checkpoints.numel() != (expected := self.checkpoints * len(self.program.states) * self.neurons):
+                    raise ValueError(f"klif_sj::backward: expected {expected} saved states, got {checkpoints.numel()}")
+                call[at.checkpoints] = checkpoints.data_ptr()
+            inputs = self._write_inputs(call, at, x_seq, initial, initial_value, parameters)
             if grad_spikes is None:
-                grad_spikes = torch.zeros_like(read[0])
+                grad_spikes = torch.zeros_like(inputs[0])
             self._check_gradient("the spikes", grad_spikes, self.shape, self.dtype)
             grad_spikes = with_layout(grad_spikes, self.strides)
-            told[at.grad_spikes], told[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
-            ends = self._tell_gradients(told, at.grad_final, grad_final)
+            call[at.grad_spikes], call[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
+            final_grads = self._write_gradients(call, at.grad_final, grad_final)
             recorded: list[Tensor] = []
             for grad in grad_sequences if record else ():
                 recorded.append(self._recorded(grad, x_seq))
             if record:
-                told[at.grad_sequences] = map(_address, recorded)
+                call[at.grad_sequences] = map(_address, recorded)
             if grad_x is not None:
-                told[at.grad_x] = grad_x.data_ptr()
+                call[at.grad_x] = grad_x.data_ptr()
             if grad_initial:
-                told[at.grad_initial] = map(_address, grad_initial)
-            told[at.grad_parameters] = sums.data_ptr()
-            self.target.launch(work, told)
-            del read, ends  # the record has only their addresses, so they had to live until here
+                call[at.grad_initial] = map(_address, grad_initial)
+            call[at.grad_parameters] = sums.data_ptr()
+            self.target.launch(work, call)
+            del inputs, final_grads  # the record has only their addresses, so they had to live until here
         return grad_x, grad_initial, work.parameter_gradients(sums) if work.kernel.grads else []
 
     def _check_gradient(self, of: str, grad: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -217,19 +219,19 @@ class Scan:
                 f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}"
             )
 
-    def _tell_gradients(self, told: list[Any], where: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Complete a record with the gradients of final states, and return the tensors that lie there."""
+    def _write_gradients(self, call: list[Any], field: slice, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Complete a record with the addresses of final states' gradients, and return the tensors that lie there."""
         laid: list[Tensor | None] = []
-        for position, grad in enumerate(grads, where.start):
+        for position, grad in enumerate(grads, field.start):
             if grad is not None:
                 self._check_gradient("a final state", grad, self.step, self.real)
                 grad = self._laid(grad)
-                told[position] = address(grad)
+                call[position] = address(grad)
             laid.append(grad)
         return laid
 
     def _recorded(self, grad: Tensor | None, x: Tensor) -> Tensor:
-        """The gradient of a recorded state, steps one after the other; zeros where there is none."""
+        """The gradient of a recorded state, whose steps lie one after the other; zeros if there is none."""
         full = empty_sequence(x, self.shape[0], self.strides, self.real)
         if grad is None:
             return full.zero_()
@@ -240,9 +242,9 @@ class Scan:
 def scan_of(
     program: Program, x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor], channel_dim: int | None
 ) -> Scan:
-    """The scan for a program and these tensors; one that was made for others of the same form serves again.
+    """The scan for a program and these tensors. All tensors of the same form share a scan.
 
-    A form holds all that a kernel relies on, so a launch never reads a tensor that was not checked.
+    A form includes all that a kernel relies on, so a launch never reads a tensor that was not checked.
     """
     device = x_seq.device
     return _scan_of(

@@ -1,6 +1,6 @@
-// What a launch is told, and what a time step reads: what the GPU and the host have in common.
+// The arguments of a launch, and what a time step reads of them. The GPU and the host have this in common.
 
-constexpr int SEGMENTS = (T + SEGMENT - 1) / SEGMENT;      // a long sequence is walked in segments
+constexpr int SEGMENTS = (T + SEGMENT - 1) / SEGMENT;      // a long sequence runs segment by segment
 constexpr int LEARNED = SUMMED + BY_STEP;                  // parameters that have a gradient: one sum, or one per step
 constexpr int GRADS = SUMMED + BY_STEP * T;
 DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
@@ -8,15 +8,16 @@ DEVICE constexpr int AT_LEAST_ONE(int n) { return n > 0 ? n : 1; }
 typedef real State[STATES];
 typedef real Parameters[AT_LEAST_ONE(PARAMETERS)];
 
-// What a launch is told: struct Call. Every field has 8 bytes; a null pointer means: not wanted, or a default.
+// struct Call holds the arguments of a launch. Every field, or element of an array, has 8 bytes. A null pointer means
+// that a result is not wanted, or that an input has its default value.
 CALL
 
-// What every time step looks up; a copy in registers, which no store through the outputs can touch.
+// What every time step reads. It is a copy in registers, which no store to an output can change.
 struct View {
     const real *parameters[AT_LEAST_ONE(PARAMETERS)];
     real *sequences[STATES];
     const real *grad_sequences[STATES];
-    int64 channels, neurons;  // channels: of the parameters
+    int64 channels, neurons;  // the number of the parameters' channels, and of all neurons
 };
 
 // How many values parameter j has.
@@ -24,7 +25,7 @@ INLINE int64 size_of(const Call &call, int j) {
     return (PER_STEP >> j & 1 ? T : 1) * (PER_CHANNEL >> j & 1 ? call.channels / call.channel_repeat : 1);
 }
 
-// Calls body(j, to) for every parameter that is prepared, with the place of its prepared values.
+// Calls body(j, to) for every parameter j that is prepared; `to` is where its prepared values lie.
 template <class Body> INLINE void for_prepared(const Call &call, Body &&body) {
     real *to = call.prepared;
     unroll<PARAMETERS>([&](auto j) LAMBDA {
@@ -35,14 +36,14 @@ template <class Body> INLINE void for_prepared(const Call &call, Body &&body) {
     });
 }
 
-// Prepares every stride-th value, from the first on.
+// Computes every stride-th prepared value of each parameter, starting with value number `first`.
 INLINE void prepare_values(const Call &call, int64 first, int64 stride) {
     for_prepared(call, [&](auto j, real *to) LAMBDA {
         for (int64 i = first; i < size_of(call, j); i += stride) to[i] = prepared(j, call.parameters[j][i]);
     });
 }
 
-// The gradient of the neuron's own parameter, from the sum `sum` of gradient g for a channel.
+// The gradient of the neuron's own parameter. `sum` is gradient g of the step's parameter, summed for one channel.
 INLINE real gradient_of(const Call &call, int g, int64 channel, real sum) {
     const int of = g < SUMMED ? g : SUMMED + (g - SUMMED) / T, t = g < SUMMED ? 0 : (g - SUMMED) % T;
     real result = sum;

@@ -1,14 +1,14 @@
-// The host's loops: blocks of LANES neurons, which OpenMP shares among threads; within a block one time step after the
-// other, vectorised over the neurons. A block's rows and states stay in the first cache, and neighbouring vectors of a
-// step do not wait for each other, as the steps of one neuron would.
+// The host's loops. OpenMP distributes blocks of LANES neurons over threads. A block runs one time step after the
+// other, vectorised over its neurons. Its rows and states stay in the first-level cache, and the vectors of a step do
+// not wait for each other, as the steps of one neuron would.
 
 typedef real Lanes[LANES];
 constexpr bool CONVERTS = sizeof(io) != sizeof(real);
 
 static int64 blocks_of(int64 n, int64 size) { return (n + size - 1) / size; }
 
-// Stores around the caches; other threads see them after finish_streaming. By the compiler's own names: a header with
-// such functions takes it longer to read than the rest of a kernel.
+// stream_store stores around the caches; other threads see the values after finish_streaming. It is written with the
+// compiler's builtins, because a header with such functions takes longer to compile than the rest of a kernel.
 typedef float Narrow __attribute__((vector_size(16)));
 #ifdef __AVX512F__
 typedef float Widest __attribute__((vector_size(64)));
@@ -32,13 +32,14 @@ INLINE void finish_streaming() {
 }
 
 struct Block {
-    int64 first, channel;  // of the first lane
+    int64 first, channel;  // the neuron and the channel of the first lane
     int lanes;
-    int64 slot, grad_stride;  // where its sums of parameter gradients go: partial[slot + g * grad_stride]
-    bool fresh;  // whether it is the first to use them
+    int64 slot, grad_stride;  // its sums of gradient g are added to partial[slot + g * grad_stride]
+    bool fresh;  // whether it is the first block to add its sums there
 };
 
-// How many runs of blocks there are side by side, each with its own channels, and one after the other.
+// Blocks form runs. runs_beside counts runs with different channels; blocks_in_line and runs_in_line count the blocks
+// and the runs that have the same channels.
 static int64 runs_beside(const Call &call) {
     return CHANNELS_INNERMOST ? blocks_of(call.channels, LANES) : call.channels;
 }
@@ -47,8 +48,9 @@ static int64 blocks_in_line(const Call &call) {
 }
 static int64 runs_in_line(const Call &call) { return blocks_of(blocks_in_line(call), call.rows); }
 
-// Calls body for every block, in runs of `rows` that have their channels in common and share a row of partial sums.
-// With CHANNELS_INNERMOST every neuron of a block has its own channel (inner is 1); without, a block lies within one.
+// Calls body for every block. A run of `rows` blocks has the same channels and shares a row of partial sums. With
+// CHANNELS_INNERMOST every neuron of a block has its own channel (inner is 1); otherwise a block lies within one
+// channel.
 template <class Body> static void for_blocks(const Call &call, const Body &body) {
     const int64 beside = runs_beside(call), runs = beside * runs_in_line(call), wide = blocks_of(call.inner, LANES);
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
@@ -73,7 +75,7 @@ template <class Body> static void for_blocks(const Call &call, const Body &body)
     }
 }
 
-// The states where a segment starts, from the checkpoints, or from the initial states.
+// Fills the states at the start of a segment from the checkpoints or, for the first segment, from the initial states.
 static void fill_states(const Call &call, int64 neurons, int segment, const Block &block, Lanes (&states)[STATES]) {
     for (int j = 0; j < STATES; j++) {
         const real *from = segment ? call.checkpoints + ((segment - 1) * STATES + j) * neurons : call.initial[j];
@@ -82,7 +84,7 @@ static void fill_states(const Call &call, int64 neurons, int segment, const Bloc
     }
 }
 
-// A row is one time step of a block, in the arithmetic's type: where it is, or in a buffer where it must be converted.
+// A row is one time step of a block in the arithmetic's type. It stays where it is, or is converted into a buffer.
 INLINE const real *load_row(const io *from, int lanes, Lanes &buffer) {
     if (!CONVERTS) return reinterpret_cast<const real *>(from);
 #pragma omp simd
@@ -90,17 +92,17 @@ INLINE const real *load_row(const io *from, int lanes, Lanes &buffer) {
     return buffer;
 }
 
-// Asks for a row that is needed soon: the rows of a block are far apart, too short for the processor to see a pattern.
+// Prefetches a row that is needed soon. The rows of a block are short and far apart, so the processor sees no pattern.
 INLINE void fetch_row(const io *from) {
     for (int64 byte = 0; byte < LANES * int64(sizeof(io)); byte += 64)
         __builtin_prefetch(reinterpret_cast<const char *>(from) + byte, 0, 2);
 }
 
-// A large output leaves the caches before anybody reads it: stored around them, it need not be read before it is
-// overwritten.
+// A large output would leave the caches before anybody reads it. A store around the caches does not read the old
+// values first.
 static bool is_large(const void *start, int64 bytes) { return start && bytes >= LARGE; }
 
-// Stores a row around the caches, where it lies as stores of this width want it.
+// Stores a row around the caches, if it is aligned to stores of this width.
 template <class Wide> INLINE bool stream_as(void *to, const void *from, int64 bytes) {
     if ((int64(to) | bytes) % sizeof(Wide)) return false;
     for (int64 i = 0; i < bytes; i += sizeof(Wide)) {
@@ -116,7 +118,7 @@ static void copy_row(void *to, const void *from, int64 bytes, bool stream) {
     memcpy(to, from, bytes);
 }
 
-// Where a row of results is computed, before store_row.
+// Where a row of results is computed: in the output itself, or in a buffer that store_row converts or streams.
 INLINE real *row_for(io *to, Lanes &buffer, bool stream) {
     return CONVERTS || stream || !to ? buffer : reinterpret_cast<real *>(to);
 }
@@ -130,7 +132,7 @@ INLINE void store_row(const Lanes &row, io *to, int lanes, bool stream) {
     copy_row(to, converted, lanes * sizeof(io), stream);
 }
 
-// Memory for a launch, not a tensor's: torch takes longer to make one than a small layer runs.
+// Memory for a launch. It is no tensor, because torch can take longer to make a tensor than a small layer runs.
 struct Scratch {
     real *const start;
     const bool missing;
@@ -141,8 +143,8 @@ struct Scratch {
 };
 constexpr int NO_MEMORY = 1;
 
-// What every step looks up. Where neighbours share a channel, its parameters are written out for every column, to `to`:
-// so the lanes of a vector read them side by side.
+// columns_of returns what every step reads. If neighbours share a channel, it writes the channel's parameters to `to`
+// once for each of them, so that the lanes of a vector read them side by side.
 static int64 spread_size(const Call &call) { return call.channel_repeat > 1 ? VALUES_OF_CHANNEL * call.channels : 0; }
 static int64 prepared_size(const Call &call) {
     int64 size = 0;
@@ -163,7 +165,7 @@ static View columns_of(const Call &call, real *to) {
     return view;
 }
 
-// The parameters of a lane: its own, or those of the whole block.
+// Sets p to the parameters of a lane, which are its own or those of the whole block.
 INLINE void parameters_of(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                           Parameters &p) {
     if (CHANNELS_INNERMOST) load_parameters(view, block.channel + lane, t, p);
@@ -171,7 +173,7 @@ INLINE void parameters_of(const View &view, const Block &block, int64 lane, int 
 }
 
 #if !BACKWARD
-// A lane's locals live in a function of their own, not in the loop: there, OpenMP would keep them in memory.
+// A lane's local variables are in this function and not in the loop, where OpenMP would keep them in memory.
 INLINE void step_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared, const real *x,
                       real *spikes, Lanes (&states)[STATES]) {
     State state;
@@ -218,7 +220,7 @@ extern "C" int forward(const Call *launch) {
     return 0;
 }
 #else
-// The step again: notes the state after it, and what it keeps for the step back.
+// Repeats the step, and notes the state after it and the costly results that are kept for step_back_lane.
 INLINE void repeat_lane(const View &view, const Block &block, int64 lane, int t, const Parameters &shared,
                         const real *x, const Lanes (&before)[STATES], Lanes (&after)[STATES],
                         Lanes (&kept)[AT_LEAST_ONE(KEPT)]) {
@@ -255,8 +257,8 @@ INLINE void step_back_lane(const View &view, const Block &block, int64 lane, int
     unroll<BY_STEP>([&](auto q) LAMBDA { by_step[q][lane] = sum_p[SUMMED + q]; });
 }
 
-// Adds a block's sums of gradient g to its run's partial ones: by channel with CHANNELS_INNERMOST, else folded to FOLD
-// lanes. Lanes that the block does not have are zero.
+// Adds a block's sums of gradient g to the partial sums of its run: by channel with CHANNELS_INNERMOST, otherwise
+// folded to FOLD lanes. Lanes that the block does not have are zero.
 static void store_sum(const Call &call, const Block &block, int g, const Lanes &from) {
     real *to = call.partial + block.slot + g * block.grad_stride;
     const int lanes = CHANNELS_INNERMOST ? block.lanes : FOLD;
@@ -270,7 +272,7 @@ static void store_sum(const Call &call, const Block &block, int g, const Lanes &
     for (int lane = 0; lane < lanes; lane++) to[lane] = (block.fresh ? real(0) : to[lane]) + sum[lane];
 }
 
-// The second pass: rows of partial sums to one sum per gradient and channel, in double and in order.
+// The second pass adds the rows of partial sums to one sum for each gradient and channel, in double, in a fixed order.
 static void finish(const Call &call) {
     const int64 channels = call.channels / call.channel_repeat;
     for (int64 c = 0; c < channels; c++)

@@ -1,10 +1,10 @@
 // The GPU's mapping: a thread owns VECTOR neighbouring neurons for all T steps.
 
-// VECTOR neighbours in memory, moved together; the widest access is 16 bytes.
+// VECTOR neighbours in memory, which are moved together. The widest access has 16 bytes.
 template <class E> struct alignas(sizeof(E) * VECTOR < 16 ? sizeof(E) * VECTOR : 16) Pack { E lane[VECTOR]; };
 
-// Accesses that the compiler neither narrows nor moves: it would delay a load until its first use, so that a thread
-// waits for one step after the other, and store the neighbours of a step one by one.
+// The compiler neither narrows nor moves these accesses. It would delay another load until its first use, so that a
+// thread waits for one step after the other, and it would store the neighbours of a step one by one.
 #ifdef __CUDACC__
 template <int BYTES> INLINE void load_bytes(const void *from, void *to) {
     static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "of a register, or of a vector of them");
@@ -57,7 +57,8 @@ template <class E> INLINE bits32 first_bits(const Pack<E> &pack) {
 
 typedef State States[VECTOR];
 
-// The states of a thread's neurons where a segment starts, from the checkpoints, or from the initial states.
+// Loads the states of a thread's neurons at the start of a segment from the checkpoints or, for the first segment, from
+// the initial states.
 INLINE void load_states(const Call &call, const View &view, int segment, int64 neuron, States &states) {
     unroll<STATES>([&](auto j) LAMBDA {
         const real *from = segment ? call.checkpoints + ((segment - 1) * STATES + j) * view.neurons : call.initial[j];
@@ -69,16 +70,16 @@ INLINE void load_states(const Call &call, const View &view, int segment, int64 n
     });
 }
 
-// Makes a state, with which a step begins, seem to depend on something that it should wait for.
+// Makes a state seem to depend on `something`, so that a step that starts from this state waits for it.
 INLINE void start_after(const Call &call, bits32 something, real &state) {
 #ifdef __CUDACC__
     if constexpr (sizeof(real) == 4)
-        state = as_float(as_bits(state) | something & bits32(call.channel_repeat >> 32));  // 0, which no compiler knows
+        state = as_float(as_bits(state) | something & bits32(call.channel_repeat >> 32));  // 0, but no compiler knows
 #endif
 }
 
-// The assembler then asks for all packs before the first step, where it would ask for one step after the other and wait
-// each time.
+// Makes the first step wait for all packs, so that the assembler asks for them all before it. Otherwise the assembler
+// would ask for the pack of one step after the other, and a thread would wait each time.
 template <int L> INLINE void start_after_loads(const Call &call, const Pack<io> (&packs)[L], States &states) {
     bits32 any = 0;
     unroll<L>([&](auto s) LAMBDA { any |= first_bits(packs[s]); });
@@ -94,15 +95,16 @@ INLINE void store_state(const States &states, int j, real *to) {
 constexpr int BLOCK_SHIFT = 7;
 static_assert(BLOCK == 1 << BLOCK_SHIFT, "a block's threads");
 
-// A thread's place: its first neuron in turn `turn`, and whether there is one at all.
+// A thread's place in a turn: its first neuron, and whether it has one at all.
 struct Place { int64 neuron; bool inside; };
 
-// How a block lies over the neurons. With CHANNELS_INNERMOST it is 1 << SHIFT threads wide, as many as its channels ask
-// for, and takes as many outer positions at a time as that leaves threads for. Without, its threads have one channel.
+// How a block lies over the neurons. With CHANNELS_INNERMOST it is 1 << shift threads wide, as many as its channels
+// need, and it takes as many outer positions at a time as its threads allow. Otherwise all its threads have the same
+// channel.
 struct Lie {
     int shift;            // log2 of the threads that lie side by side
-    bits32 share, beside; // of the blocks that share a channel, and of those that lie beside each other
-    int64 first;          // with CHANNELS_INNERMOST: a thread's first neuron, and the rows of its block from there
+    bits32 share, beside; // the block's number among those that share a channel, and among those beside each other
+    int64 first;          // with CHANNELS_INNERMOST: a thread's first neuron, and its block's rows from there on
     int rows;
 };
 
@@ -119,8 +121,8 @@ INLINE Lie lie_of(const Call &call) {
     return {shift, share, beside, (o + row) * call.channels + column, rows - row};
 }
 
-// With CHANNELS_INNERMOST a block walks down `rows` outer positions of its columns. Without, it takes `rows` tiles of one
-// channel, whose neurons are counted through all outer positions.
+// With CHANNELS_INNERMOST a block walks down `rows` outer positions of its columns. Otherwise it takes `rows` tiles of
+// one channel, whose neurons are counted through all outer positions.
 INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
     if (CHANNELS_INNERMOST) {
         const int row = turn << BLOCK_SHIFT - lie.shift;
@@ -136,7 +138,7 @@ INLINE Place place_of(const Call &call, const Lie &lie, int turn) {
     return {(o * call.channels + channel) * call.inner + position, n < size};
 }
 
-// The channels whose parameters a thread's lanes have, as long as it does not leave its columns. One division for all.
+// The channels of a thread's lanes, which are the same in every turn. One division serves all lanes.
 struct Channels { bits32 of_lane[CHANNELS_INNERMOST ? VECTOR : 1]; };
 
 INLINE Channels channels_of(const Call &call, const Lie &lie) {
@@ -154,7 +156,7 @@ INLINE Channels channels_of(const Call &call, const Lie &lie) {
     return found;
 }
 
-// The parameters of a thread's channels. Those of a sequence of one segment stay in registers from turn to turn.
+// The parameters of a thread's channels. If a sequence has one segment, they stay in registers from turn to turn.
 struct Held {
     const View &view;
     const Channels &channels;
@@ -174,7 +176,7 @@ INLINE Held hold(const View &view, const Channels &channels) {
     return held;
 }
 
-// What walk takes them from, for a lane.
+// Returns the function that gives walk and walk_back the parameters of a lane.
 template <int LANE> INLINE auto parameters_of(const Held &held, int t0) {
     constexpr int lane = CHANNELS_INNERMOST ? LANE : 0;
     return [&held, t0](auto s, Parameters &p) LAMBDA {
@@ -193,8 +195,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) prepare(const Call call) {
 }
 
 #if !BACKWARD
-// Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. With
-// parameters of many steps and channels it would spill a few registers to have more blocks.
+// How many blocks a multiprocessor has to run at a time, which sets the number of registers; 0 lets the assembler
+// decide. With parameters of many steps and channels, it would spill a few registers to run more blocks.
 constexpr int BLOCKS = CHANNELS_INNERMOST && SEGMENTS > 1 ? 2 : 0;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) forward(const Call call) {
@@ -240,11 +242,12 @@ INLINE bool has_state_gradients(const Call &call) {
     return found;
 }
 
-constexpr int SUMS = CHANNELS_INNERMOST ? VECTOR : 1;  // lanes share a sum where they share a channel
+constexpr int SUMS = CHANNELS_INNERMOST ? VECTOR : 1;  // lanes that share a channel share a sum
 constexpr int AT_A_TIME = 32;                         // sums that shared memory has room for
 
-// Sums over the threads that share a channel, of N gradients of their lane: value(i) is a thread's own part of the i-th,
-// gradient(i) says which one it is. A fixed order, and one barrier for all of them. `again`: it is not the first call.
+// Sums N gradients of a lane over the threads that share a channel, in a fixed order. value(i) is a thread's own part
+// of the i-th gradient, and gradient(i) is the gradient's number. AT_A_TIME gradients share a barrier. `add` says that
+// the sums are added to what an earlier call wrote; `again` says that an earlier call may still read the shared memory.
 template <int N, class Value, class Gradient>
 INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value, const Gradient &gradient, bool add,
                   bool again) {
@@ -274,8 +277,9 @@ INLINE void flush(const Call &call, const Lie &lie, int lane, const Value &value
     });
 }
 
-// Blocks that a multiprocessor runs at a time, where that is to decide on the registers; 0: the assembler decides. For
-// short sequences with channels innermost it would take fewer, and compute of the parameters alone in every turn.
+// How many blocks a multiprocessor has to run at a time, which sets the number of registers; 0 lets the assembler
+// decide. For short sequences with channels innermost, it would take fewer registers and would compute again in every
+// turn what depends on the parameters alone.
 constexpr int BLOCKS = CHANNELS_INNERMOST && sizeof(real) == 4 && T * VECTOR < 16 ? 3 : 0;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call call) {
@@ -320,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call 
                     unroll<BY_STEP>([&](auto q) LAMBDA {
                         unroll<L>([&](auto s) LAMBDA { by_step[sum][q][s] += steps[q][s]; });
                     });
-                    // Two neighbours at a time: their steps fill each other's waits, and all at once take registers.
+                    // Two neighbours run at a time, because their steps fill each other's waits. More take registers.
                     if constexpr (lane.value + 2 < VECTOR)
                         start_after(call, as_bits(float(grad_states[lane][0])), states[lane + 2][0]);
                 });
@@ -354,8 +358,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) backward(const Call 
     });
 }
 
-// The second pass: a block adds what the blocks that share a channel, `rows` of them, have left of one gradient, in a
-// fixed order; with CHANNELS_INNERMOST over the neighbours that share a channel as well.
+// The second pass. `rows` blocks that share a channel have each left a partial sum of one gradient, and a block adds
+// these sums in a fixed order. With CHANNELS_INNERMOST it also adds those of neighbours that share a channel.
 extern "C" __global__ void __launch_bounds__(BLOCK) finish(const Call call) {
     __shared__ double shared[BLOCK / 32];
     const int64 e = blockIdx.x, stride = GRADS * call.channels;

@@ -1,4 +1,4 @@
-// Arithmetic and 16-bit storage, for the GPU and for the host. Needs no header on the GPU.
+// Arithmetic and 16-bit storage, for the GPU and for the host. The GPU's part needs no header.
 #ifdef __CUDACC__
 #define INLINE __device__ __forceinline__
 #define DEVICE __device__
@@ -27,7 +27,7 @@ template <int N> struct Constant {
     DEVICE constexpr operator int() const { return N; }
 };
 
-// body(Constant<0>), ..., body(Constant<N - 1>), unrolled by construction.
+// Calls body(Constant<0>()), ..., body(Constant<N - 1>()) without a loop.
 template <int N, int I = 0, class Body> INLINE void unroll(Body &&body) {
     if constexpr (I < N) {
         body(Constant<I>());
@@ -43,7 +43,7 @@ INLINE float as_float(bits32 bits) { float value; memcpy(&value, &bits, 4); retu
 INLINE bits32 as_bits(float value) { bits32 bits; memcpy(&bits, &value, 4); return bits; }
 #endif
 
-// Storage: what x and the spikes are kept as. Arithmetic never happens in it. Rounding is to nearest even.
+// The types in which x and the spikes are stored. Arithmetic never happens in them. Rounding is to nearest even.
 struct float16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };
 
@@ -95,25 +95,26 @@ FOR_BOTH(exp_, exp)
 INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 #else
-template <class R> INLINE R fma_(R a, R b, R c) { return a * b + c; }  // on the host rounded twice, as torch does
+template <class R> INLINE R fma_(R a, R b, R c) { return a * b + c; }  // the host rounds twice, as torch does
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define MULTIPLY_ADD(a, b, c) __builtin_fmaf(a, b, c)
 #else
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #endif
-// a within [-limit, limit]; not a number stays so. By its bits, as comparing would take a vector several masks.
+// Clamps a to [-limit, limit]; not a number stays so. It works on bits, because comparing would take a vector several
+// masks.
 INLINE float within(float a, float limit) {
     const bits32 bits = as_bits(a);
     const int size = int(bits & 0x7fffffff), most = int(as_bits(limit));
     return a == a ? as_float(bits32(size < most ? size : most) | (bits & 0x80000000)) : a;
 }
 
-// e^a = p 2^n for a moderate a, with p the result and n in the low bits of `exponent`: range reduction to
-// [-ln 2 / 2, ln 2 / 2] and a polynomial. Branch-free, so it vectorises, which the library's does not.
+// Computes e^a = p 2^n for a moderate a, and returns p and, in the low bits of `exponent`, n. It reduces the range to
+// [-ln 2 / 2, ln 2 / 2] and evaluates a polynomial. It has no branch, so it vectorises, unlike the library's function.
 INLINE float exp_reduced(float a, bits32 &exponent) {
     const float shifted = MULTIPLY_ADD(a, 1.44269504f, 12582912.0f), whole = shifted - 12582912.0f;
     const float rest = MULTIPLY_ADD(whole, 2.12194440e-4f, MULTIPLY_ADD(whole, -0.693359375f, a));
-    const float square = rest * rest;  // in pairs, as a chain of steps would wait for every one of them
+    const float square = rest * rest;  // terms are added in pairs: the steps of a chain would wait for each other
     const float high = MULTIPLY_ADD(1.9875691500e-4f, rest, 1.3981999507e-3f);
     const float middle = MULTIPLY_ADD(8.3334519073e-3f, rest, 4.1665795894e-2f);
     const float low = MULTIPLY_ADD(1.6666665459e-1f, rest, 5.0000001201e-1f);
@@ -122,11 +123,11 @@ INLINE float exp_reduced(float a, bits32 &exponent) {
     return MULTIPLY_ADD(tail, square, rest) + 1.0f;
 }
 
-// exp is within 2 units in the last place, sigmoid within 3, except that one below 1e-38 stays there.
+// exp is accurate to 2 units in the last place and sigmoid to 3, except that a sigmoid does not go below about 1e-38.
 INLINE float exp_(float a) {
     bits32 exponent;
     const float p = exp_reduced(within(a, 104.0f), exponent);
-    const int n = int(exponent) - 0x4b400000, half = n >> 1;  // in two steps: subnormal results come out right
+    const int n = int(exponent) - 0x4b400000, half = n >> 1;  // two factors, so that subnormal results come out right
     return p * as_float(bits32(half + 127) << 23) * as_float(bits32(n - half + 127) << 23);
 }
 INLINE float sigmoid_(float a) {
@@ -145,7 +146,7 @@ FOR_BOTH(trunc_, trunc) FOR_BOTH(abs_, fabs)
 #undef FOR_BOTH
 
 #ifdef __CUDACC__
-// What the special function unit gives, within a unit in the last place or two; subnormal numbers are 0 to it.
+// The special function unit computes these to one or two units in the last place. It takes subnormal numbers for 0.
 INLINE float approximate_reciprocal(float a) {
     float r;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
@@ -156,7 +157,7 @@ INLINE float approximate_exp2(float a) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
     return r;
 }
-// The lesser and the greater of two, a itself where it is not a number.
+// The lesser and the greater of two numbers; a itself if it is not a number.
 INLINE float at_most(float a, float limit) {
 #if __CUDA_ARCH__ >= 800
     asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(limit));
@@ -174,16 +175,16 @@ INLINE float at_least(float a, float limit) {
 #endif
 }
 
-// 1 / a for a of at least 1, rounded to nearest: what the compiler's division does where neither a nor the result is
-// subnormal or beyond the range, and without its branch to the other cases. From 2^126 on the result stays 2^-126.
+// 1 / a for a of at least 1, rounded to nearest. It does what the compiler's division does if neither a nor the result
+// is subnormal or beyond the range, without the branch to the other cases. From 2^126 on the result stays 2^-126.
 INLINE float reciprocal_within(float a) {
     const float r = approximate_reciprocal(a);
     return fmaf(r, -fmaf(a, r, -1.0f), r);
 }
 INLINE float reciprocal_(float a) { return reciprocal_within(at_most(a, 0x1.fffffep125f)); }
 
-// Within 7 units in the last place; a sigmoid below 1e-38 stays there. e^-a is 2^(high + low), low being what rounding
-// -a / ln 2 to high left out.
+// It is accurate to 7 units in the last place, except that it does not go below about 1e-38. e^-a is 2^(high + low),
+// where low is what the rounding of -a / ln 2 to high left out.
 INLINE float sigmoid_(float a) {
     const float within = at_most(at_least(a, -87.0f), 87.0f), high = within * -1.44269502f;
     const float low = fmaf(within, -1.92596303e-8f, fmaf(within, -1.44269502f, -high));

@@ -1,4 +1,4 @@
-// One neuron over L time steps, from registers to registers.
+// Runs one neuron over L time steps, from registers to registers.
 
 typedef real Summed[AT_LEAST_ONE(SUMMED)];
 template <int L> using ByStep = real[AT_LEAST_ONE(BY_STEP)][L];
@@ -14,7 +14,7 @@ template <bool REVERSED, class Body> INLINE void for_segments(Body &&body) {
     if (!REVERSED && TAIL) body(Constant<TAIL ? TAIL : 1>(), T - TAIL, SEGMENTS - 1);
 }
 
-// Replaces the L inputs by the spikes and advances the state. parameters(step, p) gives a step's.
+// Replaces the L inputs by the spikes and advances the state. parameters(step, p) sets p to a step's parameters.
 template <int L, class Source>
 INLINE void walk(const View &view, int64 neuron, const Source &parameters, int t0, real (&x)[L], State &state) {
     unroll<L>([&](auto s) LAMBDA {
