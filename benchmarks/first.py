@@ -1,9 +1,9 @@
-"""The first ten minutes on a GPU: what is right, what is not, and how fast it is beside what was predicted.
+"""Find out within ten minutes on a GPU what is right, what is not, and how fast kernels are beside the prediction.
 
     python benchmarks/first.py OUT        (benchmarks/gpu.sh --first OUT)
 
-Each part has its own time limit, and says what it lacks where it cannot run. OUT gets three files as they come:
-report.md, the page to read; log.txt, all that the parts printed; measured.json, the timings.
+Each part has its own time limit. A part that cannot run says what it lacks. Three files are written to OUT while the
+parts run: report.md is the page to read, log.txt has all that the parts printed, and measured.json has the timings.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[1]
 PREDICTED = ROOT / "benchmarks" / "predicted.json"
 KEYS = ("neuron", "pass", "dtype", "T", "layout")
 BELOW = 0.1
-"""By how much of a copy's bandwidth a kernel may miss its prediction: so far off the model may be."""
+"""How far a kernel's share of a copy's bandwidth may be below the prediction. The model may be off by that much."""
 
 ASKING = 120
-"""Seconds that torch may take to look for a GPU: a driver that hangs must not use up the ten minutes."""
+"""How many seconds torch may take to look for a GPU, as a driver that hangs must not use up the ten minutes."""
 
 HELD, FAILED, SKIPPED = "held", "did not hold", "skipped"
 
@@ -54,7 +54,7 @@ class Result:
 
 
 def parts(out: Path) -> list[Part]:
-    """In the order of importance: what comes later is worth nothing where what comes first does not hold."""
+    """The parts in the order of importance. If an early one does not hold, the later ones are worth nothing."""
 
     def check(title: str, seconds: int, *words: str, needs: tuple[str, ...] = ("gpu", *KERNELS_NEED)) -> Part:
         return Part(title, seconds, (sys.executable, "-m", "bench.gpu_checks", *words), needs)
@@ -87,7 +87,7 @@ KERNELS_NEED = ("torch", "spikingjelly", "cupy")
 
 
 def missing(need: str) -> str | None:
-    """What is wrong with a need, or None."""
+    """Why a need is not met, or None if it is."""
     if need == "gpu":
         return no_gpu()
     if need == "g++":
@@ -113,7 +113,7 @@ def no_gpu() -> str | None:
 
 
 def run(part: Part, log: Path, lacks: Callable[[str], str | None]) -> Result:
-    """Run a part until its end or its time is up; what it prints goes to the log as it comes."""
+    """Run a part until it ends or its time is up. What it prints goes to the log at once."""
     if reasons := list(dict.fromkeys(filter(None, map(lacks, part.needs)))):
         return Result(part.title, SKIPPED, 0.0, "; ".join(reasons))
     started, begin = time.monotonic(), log.stat().st_size if log.exists() else 0
@@ -126,7 +126,7 @@ def run(part: Part, log: Path, lacks: Callable[[str], str | None]) -> Result:
         try:
             status: int | None = process.wait(part.seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the part's own session, and all that it started
+            os.killpg(process.pid, signal.SIGKILL)  # this ends all processes of the part's session
             process.wait()
             status = None
     lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
@@ -139,7 +139,7 @@ def run(part: Part, log: Path, lacks: Callable[[str], str | None]) -> Result:
 
 
 def page(results: list[Result], measured: list[Row], predicted: list[Row]) -> str:
-    """The report."""
+    """The text of the report."""
     told = [(r.title, r.status, f"{r.seconds:.0f}", r.told.replace("|", "\\|")[:300]) for r in results]
     lines = ["# The first ten minutes on a GPU", "", *table(("part", "result", "seconds", "last words"), told)]
     for heading, status in (("What did not hold", FAILED), ("What was skipped", SKIPPED)):

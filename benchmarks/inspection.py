@@ -1,7 +1,7 @@
 """What an inspection costs beside the passes that it watches: ``python benchmarks/inspection.py``.
 
-The passes are one forward pass of every batch from reset states, and of the first one a backward pass too. Both are
-timed in turn, and the least of all rounds counts, as other work on the machine only ever adds.
+The passes are a forward pass of every batch from reset states, and a backward pass of the first batch. They are timed
+in turn with the inspection. The least time of all rounds counts, because other work on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 def cases() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[[], Batches]]]:
-    """A name, a network, and its batches."""
+    """For each case a name, and functions that make the network and its batches."""
 
     def network(name: str, neuron: str, T: int, fused: bool = False, **options: Any) -> Callable[[], nn.Module]:
         def make() -> nn.Module:
@@ -56,7 +56,7 @@ def cases() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[[], Batches
 
 
 def passes(net: nn.Module, batches: Batches) -> None:
-    """What is watched."""
+    """Run the passes that an inspection watches."""
     for number, (x, labels) in enumerate(batches):
         functional.reset_net(net)
         if number:
@@ -67,14 +67,16 @@ def passes(net: nn.Module, batches: Batches) -> None:
 
 
 def seconds(what: Callable[[], object]) -> float:
-    """The processor's time of one run, which other work on the machine changes less than the wall's."""
+    """The processor time of one run. Other work on the machine changes it less than the wall time."""
     start = time.process_time()
     what()
     return time.process_time() - start
 
 
 def measured() -> Iterator[tuple[str, float, float, float]]:
-    """Of each case: the passes in seconds, and how many times as long an inspection takes, also without counting."""
+    """For each case: its name, the seconds of the passes, and how many times as long an inspection takes, with and
+    without counting operations.
+    """
     for name, make_net, make_batches in cases():
         net, batches = make_net(), make_batches()
 
@@ -89,7 +91,7 @@ def measured() -> Iterator[tuple[str, float, float, float]]:
 
         runs = (alone, whole, uncounted)
         for run in runs:
-            run()  # builds kernels
+            run()  # This builds the kernels.
         rounds = [[seconds(run) for run in runs] for _ in range(ROUNDS)]
         plain, counted, without = map(min, zip(*rounds, strict=True))
         yield name, plain, counted / plain, without / plain

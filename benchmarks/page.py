@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 
 BEGIN, END = "<!-- figure of fuse: benchmarks/page.py writes it -->", "<!-- end of the figure -->"
 SHOWN = {"neuron": "fused-lif", "T": 8, "neurons": 1 << 20, "dtype": "float32", "threads": 2, "pass": "both"}
-"""What README's figure is about: forward and backward of a layer."""
+"""The measurement that README's figure shows: forward and backward of a layer."""
 
 INTRODUCTION = """\
 # Performance
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def with_figure(readme: str, text: str) -> str:
-    """README with another text between its marks."""
+    """README with this text between its marks."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -77,7 +77,7 @@ def with_figure(readme: str, text: str) -> str:
 
 
 def figure(found: dict[str, list[Row]]) -> str:
-    """What fuse brings to a LIF layer, as one sentence; how to measure it, where it has not been."""
+    """A text that says what fuse brings to a LIF layer or, if that has not been measured, how to measure it."""
     for rows in found.values():
         shown = [row for row in rows if row["allocator"] == "system" and SHOWN.items() <= row.items()]
         for group in compared(shown):
@@ -245,7 +245,7 @@ def against(row: Row | None, own: Row | None) -> str:
 
 
 def duration(row: Row | None) -> str:
-    """A row's time with a fitting unit."""
+    """The time of a row in a unit that fits it."""
     if row is None or not row["median_us"]:
         return status(row)
     factor, unit = next(pair for pair in ((1e6, "s"), (1e3, "ms"), (0, "µs")) if row["median_us"] >= pair[0])

@@ -31,8 +31,8 @@ def main() -> None:
 
 
 def draw_all(folder: Path, rows: list[Row]) -> list[Path]:
-    """Every picture that the rows have something for."""
-    # Without a fixed salt the same picture would be another file every time.
+    """Draw every picture for which there are rows."""
+    # With a fixed salt, equal pictures give equal files.
     matplotlib.rcParams.update({"svg.hashsalt": "klif_sj", "figure.constrained_layout.use": True, "font.size": 9})
     timed = [row for row in rows if row["median_us"] or row["saved_bytes"]]
     colours = {name: COLOURS[i % 10] for i, name in enumerate(sorted({row["provider"] for row in timed} - {LIMIT}))}
@@ -65,7 +65,7 @@ def draw_all(folder: Path, rows: list[Row]) -> list[Path]:
 
 
 def draw_growth(folder: Path, device: str, neuron: str, rows: list[Row], colours: dict[str, str]) -> list[Path]:
-    """Time of forward and backward against the number of neuron-steps, and against T, for float32."""
+    """Draw the float32 time of forward and backward against the number of neuron-steps and against T."""
     rows = [
         row
         for row in rows
@@ -87,7 +87,7 @@ def draw_growth(folder: Path, device: str, neuron: str, rows: list[Row], colours
 
 
 def draw_lines(axis: Axes, rows: list[Row], colours: dict[str, str], fixed: Quantity, x: Quantity, label: str) -> bool:
-    """One line a provider, over the rows that share the most frequent value of what is fixed."""
+    """Draw a line for each provider, from the rows that have the most frequent value of the fixed quantity."""
     values: Counter[int] = Counter()
     for value, _ in {(fixed(row), x(row)) for row in rows}:
         values[value] += 1
@@ -119,7 +119,7 @@ def draw_lines(axis: Axes, rows: list[Row], colours: dict[str, str], fixed: Quan
 def draw_bars(
     path: Path, rows: Iterable[Row], colours: dict[str, str], kind: str, height: Callable[[Row], float], label: str
 ) -> list[Path]:
-    """Groups of bars, one a provider, for every workload."""
+    """Draw a group of bars for each workload, with a bar for each provider."""
     groups = [
         group
         for group in compared(row for row in rows if kind in (row["launch"], row["pass"]) and row["pass"] != "forward")

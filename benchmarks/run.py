@@ -95,13 +95,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def default_folder(device: str, allocator: str) -> Path:
-    """Where results go: a folder for the machine, and another one for each other allocator."""
+    """The folder for the results. Each machine has one, and another one for each allocator but the system's."""
     suffix = "" if allocator == "system" else f"-{allocator}-allocator"
     return RESULTS / f"{machine_name(device)}{suffix}"
 
 
 def run_processes(plan: list[Job | TrainingJob], options: argparse.Namespace) -> int:
-    """Run every tier in one process after the other: each has another SpikingJelly, or other kernels of it."""
+    """Run every tier in one process after the other. Each process has another SpikingJelly or other kernels of it."""
     found = processes(options.old_line, options.allocator)
     if OLD_LINE not in found:
         print(f"SpikingJelly 0.0.0.0.14 is not in {options.old_line}: its providers are left out", file=sys.stderr)
@@ -117,7 +117,7 @@ def run_processes(plan: list[Job | TrainingJob], options: argparse.Namespace) ->
 
 
 def run_process(plan: list[Job | TrainingJob], options: argparse.Namespace, request: str) -> int:
-    """Measure the jobs of one tier with the providers of one process; 1 if any of them could not be measured."""
+    """Measure the jobs of one tier with the providers of one process; returns 1 if a job could not be measured."""
     process, tier = request.split(":")
     failed = 0
     of_device: dict[str, Results] = {}
@@ -134,7 +134,7 @@ def run_process(plan: list[Job | TrainingJob], options: argparse.Namespace, requ
             for row in measure(job, process, of_device[device], bandwidths, options):
                 of_device[device].add(row)
                 print(summary(row), flush=True)
-        except Exception as error:  # the other jobs' turn is still to come
+        except Exception as error:  # the other jobs must still be measured
             print(f"{job.suite}: {job.workload.name}: {layer.failure(error)}", file=sys.stderr, flush=True)
             failed = 1
     return failed
@@ -144,7 +144,7 @@ def measure(
     job: Job | TrainingJob, process: str, results: Results, bandwidths: dict[tuple[str, int], float],
     options: argparse.Namespace,
 ) -> Iterator[Row]:  # fmt: skip
-    """The rows that a job lacks, until the time is up."""
+    """Measure the rows of a job that are missing, until the time is up."""
     min_seconds = 0.1 if options.quick else 0.2 if job.workload.device == "cuda" else 0.5
     missing = [p for p in serving(job, process, options) if not done(job, p.name, results)]
     wants_copy = process == "main" and job.measure == "time" and options.provider in layer.COPY
@@ -167,7 +167,7 @@ def measure(
 
 
 def serving(job: Job | TrainingJob, process: str, options: argparse.Namespace) -> list[Provider]:
-    """The providers of a process that take part in a job. Rivals that turn out not to run have a row that says so."""
+    """The providers of a process that take part in a job. A rival that cannot run gets a row that says so."""
     workload = job.workload
     return [
         provider

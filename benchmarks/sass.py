@@ -1,4 +1,4 @@
-"""Read what NVRTC makes of a kernel, without a GPU, and predict its share of copy bandwidth on one.
+"""Read the machine code that NVRTC makes of a kernel, and predict its share of a GPU's copy bandwidth without a GPU.
 
 python benchmarks/sass.py --neuron klif --dtype float16 --T 4 [--pass backward] [--layout channels-last] [--arch 90]
 python benchmarks/sass.py --table     # all of them: benchmarks/predicted.json, docs/predicted.md
@@ -31,19 +31,19 @@ PAGE = ROOT / "docs" / "predicted.md"
 KERNELS = ROOT / "docs" / "kernels.md"
 Row = dict[str, Any]
 BEGIN, END = "<!-- written by benchmarks/sass.py -->", "<!-- until here -->"
-"""Around the part of docs/kernels.md that is written from the table."""
+"""The marks around the part of docs/kernels.md that is written from the table."""
 
 NEURONS = {"klif": "klif", "clif": "clif", "glif": "glif-channel"}
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels-last")
 PASSES = ("forward", "backward")
 CHANNELS, POSITIONS, SIZE = 64, 1024, 1 << 26
-"""Of the layer: channels, positions of a channel, and neurons times steps."""
+"""The layer's channels, the positions of a channel, and the number of neurons times steps."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a kernel without running it. Counts are a thread's, or a warp's, in one turn."""
+    """What is known of a kernel without running it. Counts are those of a thread or a warp in one turn."""
 
     neuron: str
     pass_: str
@@ -64,12 +64,12 @@ class Found:
     finish_microseconds: float
     predicted_share: float
     at_16_bytes: dict[str, Any] | None = None
-    """In the table, of a kernel with narrower accesses: registers, spills and share of one with 16 bytes at a time.
-    Empty where that does not compile.
+    """For a kernel with narrower accesses: registers, spills and share of the same kernel with 16 bytes at a time.
+    This is empty if that kernel does not compile, and only the table has it.
     """
 
     def row(self) -> dict[str, Any]:
-        """As in the table: a JSON object."""
+        """The row of the table, as a JSON object."""
         return {name.rstrip("_"): value for name, value in asdict(self).items()}
 
 
@@ -109,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def cases() -> list[tuple[str, str, str, int, str]]:
-    """Neuron, pass, dtype, T and layout of everything in the table."""
+    """The neuron, pass, dtype, T and layout of every row of the table."""
     return [
         (neuron, pass_, dtype, steps, layout)
         for neuron in NEURONS
@@ -138,7 +138,7 @@ def geometry_of(kernel: Kernel) -> Geometry:
 
 
 def with_16_bytes(found: Found) -> Found:
-    """With what the kernel would be like if threads moved 16 bytes at a time, where they move less."""
+    """The same with ``at_16_bytes``, if the kernel's threads move less than 16 bytes at a time."""
     wide = 16 // getattr(torch, found.dtype).itemsize
     if found.vector == wide:
         return found
@@ -192,7 +192,7 @@ def read(neuron: str, pass_: str, dtype: str, steps: int, layout: str, arch: int
 
 
 def finish_seconds(kernel: Kernel, functions: dict[str, Code], arch: int, geometry: Geometry, shares: int) -> float:
-    """The second pass, and the microsecond between two kernels."""
+    """The time of the second pass, and of the microsecond between two kernels."""
     code, threads = functions["finish"], cuda.BLOCK
     trace = Warp(code, arch, fields(kernel, geometry, shares)).issued()
     steps = scoreboard.steps_of(trace, {})
@@ -203,7 +203,7 @@ def finish_seconds(kernel: Kernel, functions: dict[str, Code], arch: int, geomet
 
 
 def fields(kernel: Kernel, geometry: Geometry, rows: int) -> dict[int, tuple[str, int | None]]:
-    """The argument block of a usual training call: states start at zero, and nobody asks for the final ones."""
+    """The argument block of a usual training call, where states start at zero and final states are not asked for."""
     neurons = geometry.neurons
     numbers = {
         "x_stride": neurons,
@@ -250,7 +250,7 @@ the instructions that a warp issues for a step of 32 neurons.
 
 
 def page(rows: list[Row]) -> str:
-    """docs/predicted.md."""
+    """The text of docs/predicted.md."""
     parts = [INTRODUCTION]
     for neuron in NEURONS:
         parts.append(f"\n## {neuron.upper()}\n")
@@ -287,14 +287,14 @@ TARGETS: tuple[tuple[str, float, Callable[[Row], bool]], ...] = (
         ),
     ),
 )
-"""What was asked of the kernels: which, and their least share."""
+"""What was asked of the kernels: a name, the least share, and which rows it is about."""
 
 LAYOUTS_APART = 0.10
-"""By how much channels innermost may be below contiguous."""
+"""How far the share with channels innermost may be below the contiguous one."""
 
 
 def limits(rows: list[Row]) -> str:
-    """What was asked of the kernels and what the model says of it, as a part of docs/kernels.md."""
+    """The part of docs/kernels.md that says what was asked of the kernels and what the model predicts."""
     lines = ["| asked for | at least | predicted, at least | below it |", "| --- | --- | --- | --- |"]
     for name, least, chosen in TARGETS:
         of_target = [row for row in rows if chosen(row)]
@@ -334,13 +334,13 @@ def named(row: Row) -> str:
 
 
 def with_limits(text: str, rows: list[Row]) -> str:
-    """docs/kernels.md with its part that is written from the table."""
+    """The text of docs/kernels.md with the part that is written from the table."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{limits(rows)}\n\n{END}{rest.partition(END)[2]}"
 
 
 def widths(trace: list[Issued], operation: str, packs: dict[str, int]) -> dict[str, int]:
-    """How many loads or stores of each width a thread makes of the sequences and states."""
+    """By width, how many loads or stores of sequences and states a thread makes."""
     return dict(
         Counter(
             f"{one.instruction.width} bytes"
@@ -351,7 +351,7 @@ def widths(trace: list[Issued], operation: str, packs: dict[str, int]) -> dict[s
 
 
 def memory_waits(trace: list[Issued], packs: dict[str, int]) -> int:
-    """How often a warp waits for sequences that it asked for."""
+    """How often a warp waits for sequences and states that it has loaded."""
     pending: set[int] = set()
     waits = 0
     for one in trace:

@@ -59,6 +59,17 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
+def name_and_value(option: str, text: str, expected: str = "NAME=VALUE") -> tuple[str, str]:
+    """The name and the value that are given to a command-line option as ``NAME=VALUE``.
+
+    :raises ValueError: for a text without a name or a value
+    """
+    name, _, value = (part.strip() for part in text.partition("="))
+    if not (name and value):
+        raise ValueError(f"{option}: expected {expected}, got {text!r}")
+    return name, value
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The text ``; did you mean ...?`` if one of the names is similar, else an empty text."""
     close = difflib.get_close_matches(name.lower(), list(names), n=1)

@@ -1,4 +1,5 @@
-"""A harness that times one neuron layer, or a whole training step, for every provider of it that there is.
+"""A harness that times one neuron layer, or a whole training step, with every provider that can run it.
 
-workload -> provider -> correctness -> timing -> rows. A suite is a list of jobs: a workload, and what to measure of it.
+A workload is run by a provider, checked by ``correctness``, timed by ``timing`` and written down by ``rows``. A suite
+is a list of jobs, each of which says what to measure of a workload.
 """

@@ -1,4 +1,4 @@
-"""The gate: what is timed must first compute the neuron, compared with our equations in float64, run step by step."""
+"""The check before anything is timed: a layer must compute what our equations give step by step in float64."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .neurons import ours, parameters
 from .workload import Workload
 
 CHUNK = 1 << 21
-"""Neuron-steps of the reference that are computed at a time."""
+"""How many neuron-steps of the reference are computed at a time."""
 
 TOLERANCE = {"float32": (1e-4, 3e-3), "float16": (2e-2, 1e-1), "bfloat16": (1e-1, 3e-1)}
-"""Greatest share of spikes that differ, and greatest relative RMS error of a gradient.
+"""By dtype, the largest allowed share of spikes that differ and the largest allowed relative RMS error of a gradient.
 
-A rounding at the threshold, at the kink of a ReLU or at the edge of a surrogate's window changes a spike or a gradient
-altogether, and some rivals carry their states in the input's 16 bits; so a few may differ, but no more.
+A rounding changes a spike or a gradient altogether if it happens at the threshold, at the kink of a ReLU or at the edge
+of a surrogate's window. Some rivals also keep their states in the input's 16 bits. So a few values may differ.
 """
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training step yields: spikes, the input's gradient, and those of the parameters by name."""
+    """The spikes of a training step, the gradient of its input, and the gradients of the parameters by name."""
 
     spikes: Tensor
     grad_x: Tensor
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def train(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Result:
-    """One forward and backward."""
+    """Run one forward and one backward pass."""
     learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
     spikes = run(x)
     grad_x, *grads = torch.autograd.grad(spikes, [x, *learned.values()], grad.to(spikes.dtype), materialize_grads=True)
@@ -53,7 +53,7 @@ def train(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, grad: T
 
 
 def reference(workload: Workload, x: Tensor, grad: Tensor) -> Result:
-    """Our equations, in plain torch and float64, on the very input that is timed; a part of the batch at a time."""
+    """Run our equations in plain torch and float64 on the input that is timed, a part of the batch at a time."""
     steps, batch, channels, *_ = workload.shape
     node = ours(workload.neuron, "torch", steps, channels)
     node.load_state_dict(parameters(workload.neuron, steps, channels))
@@ -73,7 +73,7 @@ def reference(workload: Workload, x: Tensor, grad: Tensor) -> Result:
 
 
 def judge(expected: Result, actual: Result, dtype: str) -> Verdict:
-    """Compare spikes, the gradient of x at neurons whose spikes all agree, and the gradients of all parameters."""
+    """Compare spikes, gradients of parameters, and the gradient of x for those neurons whose spikes all agree."""
     differs = (actual.spikes != 0) != expected.spikes
     agrees = ~differs.any(0)
     errors = {"x": relative_rms(actual.grad_x.double() * agrees, expected.grad_x * agrees)}
@@ -88,7 +88,7 @@ def judge(expected: Result, actual: Result, dtype: str) -> Verdict:
     status = "ok"
     if not spikes <= allowed_spikes:
         status = f"refused: {spikes:.2%} of the spikes differ, allowed {allowed_spikes:.2%}"
-    elif not gradient <= allowed_gradient:  # NaN too
+    elif not gradient <= allowed_gradient:  # NaN is refused too
         status = f"refused: error of the gradient of {worst} {gradient:.2g}, allowed {allowed_gradient:.2g}"
     return Verdict(spikes, gradient, expected.spikes.double().mean().item(), status)
 

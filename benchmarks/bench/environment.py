@@ -1,4 +1,4 @@
-"""The columns that say where and with what a row was measured."""
+"""The columns that say on which machine and with which versions a row was measured."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def processor() -> str:
 
 
 def machine_name(device: str) -> str:
-    """A folder's name for the hardware."""
+    """The name of the folder for results of this hardware."""
     return re.sub(r"[^a-z0-9]+", "-", environment(device)["device_name"].lower()).strip("-")
 
 
 def _commit() -> str:
-    """What was checked out; marked where the code that is measured, or that measures, differs from it."""
+    """The commit that is checked out, marked if the package or the harness has been changed since."""
     found = _output("git", "rev-parse", "--short=10", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no", "klif_sj", "benchmarks/bench")
     return f"{found}-changed" if changed else found or "unknown"

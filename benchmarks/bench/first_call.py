@@ -21,7 +21,7 @@ def main(request: str) -> None:
     workload = Workload(neuron, steps, log2_size, device=device)
     provider = next(p for p in providers(process) if p.name == name and p.serves(neuron, device))
     x, grad = workload.inputs()
-    (x * 2).backward(grad)  # torch itself has been used before, the neuron has not
+    (x * 2).backward(grad)  # This uses torch before the clock starts, but not the neuron.
     synchronize(device)
     start = time.perf_counter()
     train(*runner(provider, workload), x, grad)

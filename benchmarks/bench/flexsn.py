@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .neurons import ours
 
-# A step function may not hold a module in its closure, but may name one.
+# A step function may not have a module in its closure, but it may use a global one.
 ATAN, RECT = surrogate.ATan(alpha=2.0), surrogate.Rect(alpha=1.0)
 
 PARAMETERS = {
@@ -19,7 +19,10 @@ PARAMETERS = {
     "glif-layer": ("alpha", "beta", "gamma", "tau", "v_threshold", "linear_decay", "v_subreset"),
     "user": ("step_up",),
 }
-"""A layer's parameters in the order of its step function; FlexSN takes them as scalars in the input's dtype."""
+"""The parameters of each layer in the order in which its step function takes them.
+
+FlexSN takes them as scalars in the input's dtype.
+"""
 
 
 def klif(x: Tensor, v: Tensor, k: Tensor) -> tuple[Tensor, ...]:
@@ -40,7 +43,7 @@ def glif(
     spike, v = functional.gated_lif_step(
         x, v, spike, alpha, beta, gamma, tau, v_threshold, linear_decay, v_subreset, conduct, RECT
     )
-    return spike, v, spike * 1.0  # an output may not be a state as well
+    return spike, v, spike * 1.0  # an output must be another tensor than a state
 
 
 def lif(x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -62,7 +65,7 @@ CORES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], int]] = {
     "lif": (lif, 1),
     "user": (rising_threshold, 2),
 }
-"""Step functions, and how many states each carries."""
+"""By neuron, the step function and the number of its states."""
 
 
 class FlexNode(nn.Module):
@@ -78,7 +81,7 @@ class FlexNode(nn.Module):
         core, states = CORES[neuron]
         names = PARAMETERS.get(neuron, ())
         self.flex = FlexSN(core, states, static_inputs=tuple(torch.zeros(()) for _ in names))
-        self.flex._buffers.clear()  # the values come with every call, as functions of the parameters
+        self.flex._buffers.clear()  # every call brings the values, which it computes from the parameters
 
     def forward(self, x_seq: Tensor) -> Tensor:
         inputs: tuple[Tensor, ...] = (x_seq,)

@@ -1,6 +1,6 @@
-"""What a GPU shows first: that a kernel is right, also from a fresh thread, and how fast it is beside a copy.
+"""The first checks on a GPU: whether a kernel is right, also in a fresh thread, and how fast it is beside a copy.
 
-Run by ``benchmarks/first.py``, each in a process of its own: ``python -m bench.gpu_checks NAME [OUT]``.
+``benchmarks/first.py`` runs each check in a process of its own: ``python -m bench.gpu_checks NAME [OUT]``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bench.neurons import ours
 from bench.workload import PASSES, Workload
 
 LARGE = 26
-"""Logarithm of the neuron-steps that are timed: far more than a cache holds."""
+"""The binary logarithm of the number of neuron-steps that are timed, which are far more than a cache holds."""
 
 SUBNORMAL = 1e-40
-"""A number that a kernel which flushes subnormal ones would take for 0."""
+"""A number that counts as 0 for a kernel that flushes subnormal numbers."""
 
 
 def versions() -> None:
-    """What this machine has."""
+    """Print the versions of everything that matters on this machine."""
     from klif_sj._environment import environment
     from klif_sj.runtime import nvrtc
 
@@ -42,7 +42,7 @@ def versions() -> None:
 
 
 def equals_torch(tau: float = 2.0, backend: str = "cupy", device: str = "cuda") -> None:
-    """A KLIF forward and backward, some of whose input is subnormal, beside eager torch on the same device."""
+    """Compare KLIF, forward and backward, with eager torch on the same device. Some of its input is subnormal."""
     x = torch.randn(4, 64, 1000, device=device) * 2
     x[..., ::10] = SUBNORMAL
     found: list[list[Tensor]] = []
@@ -62,7 +62,7 @@ def equals_torch(tau: float = 2.0, backend: str = "cupy", device: str = "cuda") 
 
 
 def in_a_fresh_thread() -> None:
-    """In a thread that never used the GPU: a kernel that the main thread has loaded, and one that nobody has."""
+    """Run two kernels in a thread that never used the GPU: one that the main thread has loaded, and a new one."""
     equals_torch(2.0)
     failures: list[BaseException] = []
 
@@ -81,7 +81,7 @@ def in_a_fresh_thread() -> None:
 
 
 def timed() -> Iterator[Workload]:
-    """What is timed: every neuron in 32 and 16 bits over the usual lengths, and GLIF with channels innermost."""
+    """The workloads to time: every neuron in 32 and 16 bits for the usual T, and GLIF with channels innermost."""
     for neuron in ("klif", "clif", "glif-channel"):
         for dtype in ("float32", "float16"):
             for steps in (4, 8, 16):
@@ -91,7 +91,7 @@ def timed() -> Iterator[Workload]:
 
 
 def timings(out: str) -> None:
-    """Every kernel beside a copy of as many bytes. A row is written as soon as it is measured."""
+    """Time every kernel beside a copy of as many bytes, and write each row as soon as it is measured."""
     rows: list[dict[str, Any]] = []
     for workload in timed():
         for row in shares(workload):
@@ -101,7 +101,7 @@ def timings(out: str) -> None:
 
 
 def shares(workload: Workload, backend: str = "cupy") -> Iterator[dict[str, Any]]:
-    """The share of copy bandwidth of both passes, in a training call, which keeps no final states."""
+    """By pass, the share of copy bandwidth that a training call reaches. Such a call keeps no final states."""
     node = ours(workload.neuron, backend, workload.steps, workload.shape[2]).to(workload.device)
     x, grad = workload.inputs()
     x = x * 1.0
@@ -130,7 +130,7 @@ def shares(workload: Workload, backend: str = "cupy") -> Iterator[dict[str, Any]
 
 
 def milliseconds(call: Callable[[], Any], times: int = 20) -> float:
-    """The median by CUDA events. The host is ahead of the device, as calls are queued behind a long wait."""
+    """The median time by CUDA events. All calls queue behind a long wait, so the host stays ahead of the device."""
     for _ in range(3):
         call()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
@@ -145,7 +145,7 @@ def milliseconds(call: Callable[[], Any], times: int = 20) -> float:
 
 
 def profiled() -> None:
-    """The two kernels that a profiler is to look at."""
+    """Run the two kernels that a profiler looks at."""
     for neuron, of_pass in (("klif", "forward"), ("glif-channel", "backward")):
         workload = Workload(neuron, 4, LARGE, "float16", device="cuda")
         node, (x, grad) = ours(neuron, "cupy", 4, workload.shape[2]).cuda(), workload.inputs()

@@ -1,4 +1,4 @@
-"""Measure one neuron layer, with every provider in turn: first whether it is right, then what it costs."""
+"""Check with every provider in turn whether its neuron layer is right, and measure what the layer costs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FURTHER_LAYERS = 8
 ROUNDS = 3
 
 HOST_ROUNDS = 15
-"""Of which the quietest counts: what runs beside can only make the host slower, and lasts for seconds."""
+"""The fastest of these rounds counts, because other work on the machine lasts for seconds and only slows the host."""
 
 
 def failure(error: Exception) -> str:
@@ -60,7 +60,7 @@ def runner(provider: Provider, workload: Workload) -> tuple[nn.Module, Callable[
 
 @dataclass(frozen=True)
 class Contender:
-    """A provider's layer that was found right, and what its rows have in common."""
+    """A provider's layer that has been found right, and the columns that all of its rows have in common."""
 
     provider: Provider
     node: nn.Module
@@ -72,7 +72,7 @@ def measure(
     job: Job, providers: Iterable[Provider], expected: Result, bandwidth: float, min_seconds: float,
     deadline: float = float("inf"),
 ) -> Iterator[Row]:  # fmt: skip
-    """The rows of the providers that there is time for. What is refused or fails has rows too, without times."""
+    """The rows of the providers that there is time for. A layer that is refused or fails gets rows without times."""
     workload = job.workload
     torch.set_num_threads(workload.threads)
     contenders = []
@@ -92,7 +92,7 @@ def measure(
                 else:
                     yield from MEASURES[job.measure](job, contender)
                 continue
-        except Exception as error:  # a rival may fail in any way, and the others' turn is still to come
+        except Exception as error:  # a rival may fail in any way, and the others must still be measured
             about["status"] = failure(error)
         finally:
             free()
@@ -110,7 +110,7 @@ def judged(verdict: Verdict) -> dict[str, Any]:
 
 
 def time_in_turn(job: Job, contenders: list[Contender], bandwidth: float, min_seconds: float) -> Iterator[Row]:
-    """Times of the passes. On a CPU the contenders take several turns: a slow minute of the machine is everybody's."""
+    """The rows with the times. On a CPU the contenders take several turns, so a slow minute affects all of them."""
     workload, rounds = job.workload, ROUNDS if job.workload.device == "cpu" else 1
     inputs = Inputs(workload)
     for of_pass in job.passes:
@@ -127,7 +127,7 @@ def time_in_turn(job: Job, contenders: list[Contender], bandwidth: float, min_se
 def turn(
     workload: Workload, contender: Contender, inputs: Inputs, of_pass: str, min_seconds: float
 ) -> list[tuple[str, timing.Timing | str]]:
-    """By launch, the time of a contender's pass, or why there is none."""
+    """For each kind of launch, the time of a contender's pass or the reason why there is none."""
     try:
         passes = timing.Passes(contender.node, contender.run, inputs.suited_to(contender.run))
         return list(clocked(workload, of_pass, passes.call(of_pass), min_seconds, contender.provider.capturable))
@@ -136,14 +136,14 @@ def turn(
 
 
 class Inputs:
-    """Several inputs to use in turn, made once; results of an operation, as a layer's input is in a network."""
+    """Several inputs that are made once and used in turn. As in a network, each is the result of an operation."""
 
     def __init__(self, workload: Workload) -> None:
         made = (workload.inputs(seed) for seed in range(workload.input_sets()))
         self._sets = [(x.clone(), grad) for x, grad in made]
 
     def suited_to(self, run: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """With gradients in the dtype of the spikes."""
+        """The inputs, each with a gradient in the dtype of the spikes that ``run`` returns."""
         dtype = run(self._sets[0][0]).dtype
         return [(x, grad.to(dtype)) for x, grad in self._sets]
 
@@ -151,12 +151,12 @@ class Inputs:
 def clocked(
     workload: Workload, of_pass: str, call: timing.Call, min_seconds: float, capturable: bool
 ) -> Iterator[tuple[str, timing.Timing | str]]:
-    """The time of a call; on a GPU also as a replayed graph, where that can be captured."""
+    """The time of a call and, on a GPU, also of a replayed graph of the call if it can be captured."""
     if workload.device == "cpu":
         clocks = {"eager": lambda: timing.on_cpu(call, workload.threads, min_seconds)}
     else:
         clocks = {"eager": lambda: timing.on_gpu(call, min_seconds)}
-        if capturable and of_pass != "backward":  # it runs on its forward's stream, which is not the captured one
+        if capturable and of_pass != "backward":  # backward runs on the stream of its forward, which is not captured
             clocks["graph"] = lambda: timing.on_gpu_replayed(call, min_seconds)
     for launch, clock in clocks.items():
         try:
@@ -168,7 +168,7 @@ def clocked(
 def timed(
     workload: Workload, of_pass: str, launch: str, found: timing.Timing | str, about: Row, bandwidth: float
 ) -> Row:
-    """A row: the time of a pass and the rate that follows, or why there is no time."""
+    """The row with the time of a pass and the rate that follows from it, or with the reason why there is no time."""
     row = {**about, "pass": of_pass, "launch": launch}
     if isinstance(found, str):
         return row | {"status": found}
@@ -186,7 +186,7 @@ def timed(
 
 
 def measure_copy(job: Job, bandwidth: float, min_seconds: float) -> Iterator[Row]:
-    """The limit at this size: a copy of as many bytes as each pass has to move."""
+    """The rows of the limit at this size, which is a copy of as many bytes as each pass has to move."""
     workload = job.workload
     torch.set_num_threads(workload.threads)
     about = {"suite": job.suite, "provider": COPY, "status": "ok", "configuration": "Tensor.copy_ of the floor's bytes"}
@@ -199,12 +199,12 @@ def measure_copy(job: Job, bandwidth: float, min_seconds: float) -> Iterator[Row
 
 
 def time_host(job: Job, contender: Contender) -> Iterator[Row]:
-    """Of a layer by itself, and of each further one in a network: what surrounds them there is paid for once."""
+    """The host time of a single layer, and of each further layer behind it, without what a network pays once."""
     node, run, about = contender.node, contender.run, contender.about
     inputs = Inputs(job.workload).suited_to(run)
 
     layers = [(node, run)]
-    if not contender.provider.compiled:  # which makes one thing of a whole network
+    if not contender.provider.compiled:  # torch.compile makes one call of a whole network
         layers += [runner(contender.provider, job.workload) for _ in range(FURTHER_LAYERS)]
 
     def run_all(x: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def time_host(job: Job, contender: Contender) -> Iterator[Row]:
 
 
 def time_first_call(job: Job, contender: Contender) -> Iterator[Row]:
-    """The first training step in a new process, with empty caches and with the ones that it left behind."""
+    """The time of the first training step in a new process, with empty caches and with those that such a step fills."""
     with tempfile.TemporaryDirectory() as caches:
         for launch in ("first, cold caches", "first, warm caches"):
             seconds = first_call(contender.provider, job.workload, Path(caches))
@@ -243,7 +243,7 @@ def first_call(provider: Provider, workload: Workload, caches: Path) -> float:
     request = json.dumps([provider.process, provider.name, *of_workload])
     script = Path(__file__).with_name("first_call.py")
     environment = os.environ | folders
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled Python is a cache, too
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled Python files are a cache too
     told = subprocess.run(
         [sys.executable, str(script), request], env=environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What NVRTC makes of a kernel: its machine code, and the instructions that one warp issues."""
+"""Read the machine code that NVRTC makes of a kernel, and list the instructions that one warp issues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from klif_sj.codegen.call import FIELDS
 
 PARAMETER_BASE = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
-"""Where the argument block lies in constant bank 0, by architecture."""
+"""By architecture, the address of the argument block in constant bank 0."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Instruction:
     target: int | None
     stall: int
     sets: int
-    """The barrier that its result clears, 7 for none."""
+    """The number of the barrier that is cleared when the result is there, 7 for none."""
     reads: int
-    """The barrier that is cleared once its operands are read, 7 for none."""
+    """The number of the barrier that is cleared when the operands have been read, 7 for none."""
     waits: int
-    """A mask of the barriers that it waits for."""
+    """The barriers that the instruction waits for, as a mask."""
 
     @property
     def width(self) -> int:
-        """Bytes that a thread moves."""
+        """How many bytes a thread moves."""
         parts = self.opcode.split(".")
         sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1}
         return next((sizes[part] for part in parts[1:] if part in sizes), 4)
@@ -51,9 +51,9 @@ class Issued:
 
     instruction: Instruction
     executed: bool
-    """False where its predicate is off, so that it only takes an issue slot."""
+    """False if the predicate is off. Then the instruction takes an issue slot and does nothing."""
     pointers: frozenset[str] = frozenset()
-    """Of the launch, that its address was computed from."""
+    """The pointers among the arguments from which the address was computed."""
 
 
 @dataclass
@@ -82,14 +82,14 @@ def compile_cubin(source: str, architecture: int, options: tuple[str, ...]) -> t
         nvrtc.compileProgram(program, (f"-arch=sm_{architecture}", *options, "--ptxas-options=-v"))
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"NVRTC: {error}\n{nvrtc.getProgramLog(program)}") from error
-    return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)  # getCUBIN leaves the last byte out
+    return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)  # getCUBIN leaves out the last byte
 
 
 @functools.cache
 def disassembler() -> str:
     """The path of nvdisasm.
 
-    :raises FileNotFoundError: where it is not installed
+    :raises FileNotFoundError: if it is not installed
     """
     found = shutil.which("nvdisasm")
     if found is None:
@@ -121,7 +121,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 def matched(pattern: str, text: str) -> re.Match[str]:
     """The first place in a text where a pattern matches.
 
-    :raises ValueError: where there is none
+    :raises ValueError: if there is none
     """
     if (found := re.search(pattern, text)) is None:
         raise ValueError(f"expected a text that matches {pattern!r}, got {text[:200]!r}")
@@ -169,7 +169,7 @@ def _instructions(section: str) -> dict[int, Instruction]:
 
 
 def launch_fields(states: int, parameters: int) -> Iterator[tuple[str, bool]]:
-    """Name of every 8 bytes of the argument block, and whether they are a pointer."""
+    """The name of every 8 bytes of the argument block, and whether they hold a pointer."""
     sizes = {"": 1, "STATES": states, "PARAMETERS": max(parameters, 1)}
     for each in FIELDS:
         yield from ((each.name, each.is_pointer),) * sizes[each.each]
@@ -206,14 +206,15 @@ def _next_register(operand: str) -> str:
 
 
 class Warp:
-    """Goes through a kernel as the first warp of the first block does, as far as that is known beforehand.
+    """Goes through a kernel as the first warp of the first block does, as far as this is known without running it.
 
-    Known are the argument block and what integer instructions make of it: whether a pointer is null, how many turns a
-    loop has. Where a branch depends on data, it avoids calls (the slow path of a division) and else goes on.
+    The argument block is known, and so is what integer instructions compute from it, such as whether a pointer is null
+    or how often a loop repeats. At a branch that depends on data, the warp takes the way without a call, which is the
+    slow path of a division. Otherwise it goes straight on.
     """
 
     def __init__(self, code: Code, architecture: int, fields: Mapping[int, tuple[str, int | None]]) -> None:
-        """:param fields: name and value by offset in the argument block; every pointer, null or not, has a value"""
+        """:param fields: by offset in the argument block, the name and the value, which every pointer has, even null"""
         self.code, self.base, self.fields = code, PARAMETER_BASE[architecture], fields
         self.values: dict[str, int | None] = {}
         self.pointers: dict[str, frozenset[str]] = {}
@@ -242,7 +243,7 @@ class Warp:
             place += 1
 
     def _avoids_call(self, branch: Instruction, place: int) -> bool:
-        """Whether a branch that depends on data is taken: where the instructions right behind it end in a call."""
+        """Whether a branch that depends on data is taken. It is if the instructions right behind it end in a call."""
         for address in self.code.order[place + 1 :]:
             operation = self.code.instructions[address].opcode
             if address == branch.target or operation.startswith(("BRA", "EXIT", "BSYNC")):
@@ -276,7 +277,7 @@ class Warp:
         return (-value if negative else ~value if inverted else value) & 0xFFFFFFFF
 
     def _constant(self, address: int) -> tuple[frozenset[str], int | None]:
-        """The pointer that 4 bytes of the constant bank belong to, and their value."""
+        """The pointer to which 4 bytes of the constant bank belong, and the value of these bytes."""
         offset = address - self.base
         name, value = self.fields.get(offset - offset % 8, ("", None))
         pointer = frozenset((name,)) if name and value is not None and name.startswith("*") else frozenset()
@@ -299,7 +300,7 @@ class Warp:
         return self._sources((place,))
 
     def _compute(self, instruction: Instruction, certain: bool) -> None:
-        """Keep what an instruction writes: the value where its operands are known and it is about integers."""
+        """Note what an instruction writes. The value is known if it is an integer operation on known operands."""
         operation, _, form = instruction.opcode.partition(".")
         if not instruction.operands or operation in _WRITE_NOTHING:
             return
@@ -335,7 +336,7 @@ class Warp:
     def _result(
         self, operation: str, form: list[str], sources: list[str], predicates: int, words: int
     ) -> Sequence[int | None]:
-        """The words that an instruction writes, then its predicates; empty where they are not known."""
+        """The words that an instruction writes, followed by its predicates, or nothing if they are not known."""
         if operation in ("LDC", "ULDC") and (match := re.fullmatch(r"c\[0x0\]\[0x([0-9a-f]+)\]", sources[0])):
             return [self._constant(int(match.group(1), 16) + 4 * word)[1] for word in range(words)]
         if operation in ("S2R", "S2UR", "CS2R"):
@@ -344,12 +345,12 @@ class Warp:
             halves = sources[2:4]
             if sources[:2] != ["-RZ", "RZ"] or any(re.search("[A-Z]", half) for half in halves):
                 return ()
-            return [int.from_bytes(struct.pack(">2e", *map(float, halves)), "big")]  # two 16-bit halves of a constant
+            return [int.from_bytes(struct.pack(">2e", *map(float, halves)), "big")]  # a constant of two 16-bit halves
         if operation in ("SEL", "USEL"):
             chosen = self._predicate(sources[2])
             return () if chosen is None else [self._value(sources[1 - chosen])]
         lanes = [self._value(source) for source in sources]
-        if operation in ("PLOP3", "UPLOP3"):  # its sources are the predicates; a second result follows the first
+        if operation in ("PLOP3", "UPLOP3"):  # the sources are predicates, and only the first result is computed
             bits = [bit for source in sources[:3] if (bit := self._predicate(source)) is not None]
             table = lanes[3]
             return () if len(bits) < 3 or table is None else [table >> (4 * bits[0] + 2 * bits[1] + bits[2]) & 1]
@@ -374,7 +375,7 @@ class Warp:
                 return [total >> 32 & _WORD] if "HI" in form else [total & _WORD, total >> 32 & _WORD]
             return [(a * b + c + carry) & _WORD]
         if operation in ("LEA", "ULEA"):
-            if "SX32" in form:  # its second word is the sign of the first
+            if "SX32" in form:  # the upper word is the sign of the lower one
                 high = _signed(a) << c >> 32
                 return [high + b + (self._predicate(sources[3]) or 0) & _WORD]
             if "HI" in form:
@@ -411,11 +412,14 @@ class Warp:
 
     @staticmethod
     def _addend(source: str, value: int) -> int:
-        """A negated operand is its complement and one, so that the carry is that of the hardware."""
+        """The value of an operand. A negated one is its complement plus one, which gives the carry of the hardware."""
         return (~-value & _WORD) + 1 if source.startswith("-") else value
 
     def _compare(self, form: str, operands: tuple[str, ...], certain: bool) -> None:
-        """``ISETP.GE.U32.AND P0, PT, R1, R2, PT``; the upper half, ``.EX``, reads the lower's predicate as well."""
+        """Note the result of a comparison such as ``ISETP.GE.U32.AND P0, PT, R1, R2, PT``.
+
+        A comparison of upper halves, ``.EX``, also reads the predicate of the lower halves.
+        """
         parts = form.split(".")
         target, first, second = operands[0], self._value(operands[2]), self._value(operands[3])
         other = self._predicate(operands[4]) if len(operands) > 4 else 1

@@ -1,4 +1,4 @@
-"""The neurons that are compared: ours, and one node of each kind with the parameters that every provider gets."""
+"""The neurons that are compared: our nodes, and the parameters that every provider of a neuron gets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FUSED = {
     "fused-eif": "EIFNode",
     "fused-izhikevich": "IzhikevichNode",
 }
-"""SpikingJelly's own neurons, which we put onto kernels by fuse."""
+"""SpikingJelly's own neurons, which ``fuse`` puts onto our kernels."""
 
 
 class LeakyNode(FusedNode):
-    """LIF, SpikingJelly's LIFNode with its defaults, but the surrogate."""
+    """LIF as SpikingJelly's LIFNode computes it with its defaults, except for the surrogate."""
 
     def neuronal_charge(self, x: Tensor) -> None:
         self.v = self.v + (x - self.v) / 2.0
 
 
 class RisingThresholdNode(FusedNode):
-    """A user's own neuron: two states, and one learned parameter of the whole layer."""
+    """A neuron as a user writes it, with two states and one learned parameter for the whole layer."""
 
     states = ("v", "rise")
     rise: Tensor
@@ -55,15 +55,15 @@ def atan() -> nn.Module:
 
 
 def plain(neuron: str) -> nn.Module:
-    """SpikingJelly's own node of :data:`FUSED`, multi-step."""
+    """A multi-step node of SpikingJelly's own class, which :data:`FUSED` names."""
     node: nn.Module = getattr(spikingjelly_neuron, FUSED[neuron])(surrogate_function=atan(), step_mode="m")
     return node
 
 
 def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bool = False) -> Any:
-    """Our node, multi-step, with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF.
+    """Our multi-step node with the package's default surrogates: ATan(2) for KLIF, Rect(1) for CLIF and GLIF.
 
-    It keeps no states by default: what is timed is a training, which resets after every batch.
+    By default it keeps no states, because the benchmarks time a training, which resets after every batch.
     """
     if neuron in FUSED:
         node = plain(neuron)
@@ -82,7 +82,7 @@ def ours(neuron: str, backend: str, steps: int, channels: int, *, keep_state: bo
 
 
 def parameters(neuron: str, steps: int, channels: int) -> dict[str, Tensor]:
-    """The parameters that every provider of a neuron starts with, the same every time."""
+    """The parameters with which every provider of a neuron starts. They are the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return ours(neuron, "torch", steps, channels).state_dict()

@@ -19,7 +19,7 @@ ALL_PASSES = ("forward", "backward", "both")
 
 @dataclass(frozen=True)
 class Training:
-    """Whole training steps of a network: forward, backward and optimizer."""
+    """A workload of whole training steps of a network: forward, backward and optimizer."""
 
     network: str
     neuron: str
@@ -54,7 +54,7 @@ class Training:
 class Job:
     """A layer's workload and what is measured of it: ``time``, ``host``, ``first call`` or ``memory``.
 
-    ``tier`` is its priority: 0 is what the targets are about, a run with a time budget does lower numbers first.
+    ``tier`` is its priority. Lower numbers are measured first, and the targets are about tier 0.
     """
 
     suite: str
@@ -63,7 +63,7 @@ class Job:
     measure: str = "time"
     passes: tuple[str, ...] = ("both",)
     compiled: bool = True
-    """Whether the providers that torch.compile makes take part: each costs up to minutes of compiling."""
+    """Whether providers that use torch.compile take part. Each of them compiles for up to minutes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TrainingJob:
 
 
 def jobs(suites: tuple[str, ...], device: str, quick: bool) -> list[Job | TrainingJob]:
-    """What the suites measure, the most important first. ``cpu`` is about the CPU whatever the device."""
+    """The jobs of the suites, the most important ones first. The suite ``cpu`` measures the CPU for any ``device``."""
     makers: dict[str, Callable[[str, bool], Iterator[Job | TrainingJob]]] = {
         "kernels": kernels, "overhead": overhead, "memory": memory, "training": training, "cpu": cpu
     }  # fmt: skip
@@ -88,7 +88,7 @@ def jobs(suites: tuple[str, ...], device: str, quick: bool) -> list[Job | Traini
 
 
 def kernels(device: str, quick: bool) -> Iterator[Job]:
-    """The GPU's layers; a CPU's are the suite ``cpu``."""
+    """The layers on a GPU. The suite ``cpu`` has those on a CPU."""
     if device != "cuda":
         return
 
@@ -159,7 +159,7 @@ def cpu(device: str, quick: bool) -> Iterator[Job]:
 
 
 def overhead(device: str, quick: bool) -> Iterator[Job]:
-    """What a call costs when there is nothing to compute, and what the very first one costs."""
+    """The cost of a call that has almost nothing to compute, and of the first call in a process."""
     for neuron in MAIN:
         tiny = Workload(neuron, 4, 8, device=device)
         yield Job("overhead", 0, tiny, "host", ("forward", "both"), compiled=not quick)
@@ -170,7 +170,7 @@ def overhead(device: str, quick: bool) -> Iterator[Job]:
 
 
 def memory(device: str, quick: bool) -> Iterator[Job]:
-    """What a layer keeps for its backward, and the most that a training step of it takes."""
+    """The memory that a layer keeps for its backward, and the most memory that a training step of it takes."""
     size = 18 if quick else 26 if device == "cuda" else 22
     for neuron in MAIN:
         for steps in (4, 8) if quick else (4, 8, 16, 32):
@@ -180,7 +180,7 @@ def memory(device: str, quick: bool) -> Iterator[Job]:
 
 
 def training(device: str, quick: bool) -> Iterator[TrainingJob]:
-    """Networks of images of the CIFAR and Fashion-MNIST shapes."""
+    """The training of networks for images of the shapes of CIFAR and Fashion-MNIST."""
 
     def job(
         tier: int, network: str, neuron: str, steps: int, batch: int, precision: str = "float32",

@@ -21,7 +21,7 @@ NEURONS = tuple(CURRENT)
 OWN = tuple(neuron for neuron in NEURONS if neuron not in FUSED)
 UPSTREAM = ("klif", "clif", "glif-layer", "glif-channel", "lif", *FUSED)
 FUSED_UPSTREAM = ("clif", "lif", *FUSED)
-"""Neurons for which SpikingJelly 2 has kernels of its own on the GPU."""
+"""The neurons for which SpikingJelly 2 has kernels of its own on the GPU."""
 
 PROCESSES = {
     "main": {},
@@ -29,25 +29,31 @@ PROCESSES = {
         f"SJ_{kind}_CUDA_IMPLEMENTATION": "torch" for kind in ("CLIF", "LIF", "PLIF", "QIF", "EIF", "IZHIKEVICH")
     },
 }
-"""Environment variables of the processes that providers run in: SpikingJelly reads its choice of kernels once, at
-import. A further process, ``old-line``, has SpikingJelly 0.0.0.0.14 on its path."""
+"""The processes in which providers run, with the environment variables of each.
+
+They are different processes because SpikingJelly chooses its kernels when it is imported. A further process,
+``old-line``, has SpikingJelly 0.0.0.0.14 on its path.
+"""
 
 ALLOCATORS = {
     "keeping": {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)},
     "system": {},
 }
-"""By name, the environment of every process. With ``keeping``, glibc's malloc keeps what was freed: by its defaults a
-large tensor is new pages in each call or not, depending on what ran before, and zeroing them is part of the time."""
+"""For each allocator, the environment variables of every process.
+
+With ``keeping``, glibc's malloc keeps memory that was freed. With its defaults it depends on what ran before whether a
+large tensor gets new pages in each call, and the time includes the zeroing of new pages.
+"""
 
 OLD_LINE = "old-line"
 
 Builder = Callable[[str, int, int], nn.Module]
-"""Makes the node of a neuron for T steps and C channels."""
+"""A function that makes the node of a neuron for T steps and C channels."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to run neurons. ``process`` and ``device`` say where it can; ``configuration`` how it is set up."""
+    """One way to run neurons. ``process`` and ``device`` say where it can run, ``configuration`` how it is set up."""
 
     name: str
     configuration: str
@@ -57,7 +63,7 @@ class Provider:
     process: str = "main"
     compiled: bool = False
     capturable: bool = True
-    """Whether a CUDA graph can hold it."""
+    """Whether a CUDA graph can capture it."""
 
     @property
     def ours(self) -> bool:
@@ -74,11 +80,11 @@ class Provider:
 
 
 def prepare(provider: Provider, module: nn.Module, threads: int) -> Callable[[Tensor], Tensor]:
-    """How a module that holds the provider's neurons is run: as it is, or compiled for one shape, anew every time."""
+    """The module with the provider's neurons as it is to be called: itself, or newly compiled for one shape."""
     if not provider.compiled:
         return module
     torch._dynamo.reset()  # else the ninth shape in a process would silently run without the compiler
-    torch._inductor.config.cpp.threads = threads  # which is written into the code that is compiled for a CPU
+    torch._inductor.config.cpp.threads = threads  # code that is compiled for a CPU has this number in it
     torch._functorch.config.donated_buffer = False  # a backward that is timed alone runs many times after one forward
     return torch.compile(module, dynamic=False)
 
@@ -88,7 +94,7 @@ def of_ours(backend: str) -> Builder:
 
 
 def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
-    """SpikingJelly's own node, with the surrogate that ours has by default."""
+    """SpikingJelly's own node with the default surrogate of ours."""
     from spikingjelly.activation_based import surrogate
 
     if neuron in FUSED:
@@ -103,7 +109,7 @@ def upstream(neuron: str, steps: int, channels: int) -> nn.Module:
 
 
 def old_cupy_lif(neuron: str, steps: int, channels: int) -> nn.Module:
-    """0.0.0.0.14's LIFNode on CuPy, which asks for a name that NumPy dropped in version 1.24."""
+    """The LIFNode of 0.0.0.0.14 on CuPy. It uses ``numpy.int``, which NumPy has dropped in version 1.24."""
     if not hasattr(numpy, "int"):
         numpy.int = int  # type: ignore[attr-defined]
     return spikingjelly_neuron.LIFNode(surrogate_function=atan(), step_mode="m", backend="cupy")
@@ -116,7 +122,7 @@ def flexsn(neuron: str, steps: int, channels: int) -> nn.Module:
 
 
 def providers(process: str) -> Iterator[Provider]:
-    """The providers of a process; ones that nothing on this machine can run are left out."""
+    """The providers of a process, without those that cannot run on this machine."""
     if process == OLD_LINE:
         name = "spikingjelly 0.0.0.0.14"
         yield Provider(f"{name} eager", "as published, backend='torch'", upstream, ("klif", "lif"), process=process)
@@ -165,7 +171,7 @@ def providers(process: str) -> Iterator[Provider]:
 
 
 def processes(old_line: Path | None, allocator: str) -> dict[str, dict[str, str]]:
-    """The processes to run providers in, with the environment of each."""
+    """The processes in which providers are to run, with the environment variables of each."""
     found = {name: ALLOCATORS[allocator] | variables for name, variables in PROCESSES.items()}
     if old_line and (old_line / "spikingjelly").is_dir():
         path = [str(old_line.resolve()), os.environ.get("PYTHONPATH", "")]
@@ -174,6 +180,6 @@ def processes(old_line: Path | None, allocator: str) -> dict[str, dict[str, str]
 
 
 def can_serve(provider: Provider) -> Exception | None:
-    """Why one of our backends cannot serve here; None for what can, and for the rivals, which show it when they run."""
+    """Why one of our backends cannot serve on this machine. It is None for rivals, which show it when they run."""
     backend = provider.name.split()[1] if provider.ours else "torch"
     return runtime.unavailable(backend)

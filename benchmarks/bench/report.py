@@ -1,4 +1,4 @@
-"""What pictures and page both need of the rows: who is who, and which rows belong together."""
+"""What the pictures and the page both need: the names of providers and neurons, and rows that belong together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from .rows import FILE, Row, read_rows
 
 OURS = {"cuda": "klif_sj cupy", "cpu": "klif_sj cpp"}
-"""The backend that ``backend='auto'`` takes, by device."""
+"""By device, the provider that ``backend='auto'`` stands for."""
 
 LIMIT = "copy"
 
@@ -35,12 +35,12 @@ def machines(results: Path) -> dict[str, list[Row]]:
 
 
 def is_rival(row: Row) -> bool:
-    """Whatever else computes the same; our own equations in plain torch, and compiled, too."""
+    """Whether a row is that of a rival. Our own equations in plain torch, compiled or not, count as a rival."""
     return not row["provider"].startswith(OURS[row["device"]]) and row["provider"] != LIMIT
 
 
 def compared(rows: Iterable[Row]) -> list[dict[str, Row]]:
-    """Rows of the same workload and pass, by provider; of repeated measurements the last."""
+    """The rows of each workload and pass, by provider. If a measurement was repeated, its last row counts."""
     groups: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in COMPARISON), {})[row["provider"]] = row
@@ -52,13 +52,13 @@ def any_of(group: dict[str, Row]) -> Row:
 
 
 def ours(group: dict[str, Row]) -> Row | None:
-    """Our default backend's row, if it has a time."""
+    """The row of our default backend, if it has a time."""
     row = group.get(OURS[any_of(group)["device"]])
     return row if row and row["median_us"] else None
 
 
 def losses(rows: Iterable[Row]) -> Iterator[tuple[float, Row, Row]]:
-    """Where a rival took less time than our default backend: how many times less, its row and ours."""
+    """For each rival that took less time than our default backend: how many times less, its row, and ours."""
     for group in compared(rows):
         own = ours(group)
         for row in group.values():

@@ -1,4 +1,4 @@
-"""The results: one CSV file, one row a measurement, written as soon as it is made."""
+"""The results are a CSV file with one row for each measurement, which is written as soon as it is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 FILE = "results.csv"
 
 MEASUREMENT = ("suite", "workload", "provider", "pass", "launch")
-"""What names a measurement; with the commit and the machine, what makes a row unique."""
+"""The columns that name a measurement. Together with the commit and the machine they make a row unique."""
 
 FIELDS = (
     *MEASUREMENT,
@@ -52,8 +52,8 @@ FIELDS = (
     "commit",
     "date",
 )
-"""The columns. ``status`` is ``ok``, or why there is no time: ``refused: ...`` (it computes something else),
-``failed: ...`` (it raised) or ``out of memory``."""
+"""The columns. ``status`` is ``ok`` or says why there is no time: ``refused: ...`` (the layer computes something else),
+``failed: ...`` (it raised an error) or ``out of memory``."""
 
 NUMBERS = frozenset(FIELDS[FIELDS.index("median_us") : FIELDS.index("configuration")]) | {
     "T", "neurons", "batch", "threads"
@@ -63,7 +63,7 @@ Row = dict[str, Any]
 
 
 class Results:
-    """The CSV of a folder, for adding to. Measurements that it has already are known, so that a run can go on."""
+    """The CSV file of a folder, to which rows are added. It knows the measurements that it has, so a run can go on."""
 
     def __init__(self, folder: Path, environment: Mapping[str, Any]) -> None:
         self.path = folder / FILE
@@ -80,7 +80,7 @@ class Results:
         return self._key({**self.environment, **measurement}) in self._known
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write a row at once: a run that is cut off loses nothing."""
+        """Write a row at once, so that a run that is cut off loses nothing."""
         full = {**self.environment, **row}
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, FIELDS).writerow({name: _text(full.get(name)) for name in FIELDS})
@@ -92,7 +92,7 @@ class Results:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV, numbers as numbers, empty cells as None.
+    """The rows of a CSV file. Numbers become numbers, and empty cells become None.
 
     :raises ValueError: for a file with other columns, which another version of the harness has written
     """

@@ -1,9 +1,9 @@
-"""How long a kernel takes on a GPU that nobody has: an issue-slot and scoreboard model of one multiprocessor.
+"""Predict how long a kernel takes on a GPU, by an issue-slot and scoreboard model of one multiprocessor.
 
-A quarter of a multiprocessor issues one instruction a cycle, of whichever warp is ready, the oldest first. A warp is
-ready when the stall count of its last instruction is over and the barriers that it waits for are cleared; both are
-in the machine code. What takes a time of its own (memory, shared memory, the special functions) clears its barrier
-after the latency below. Memory is a queue that serves its share of the bandwidth.
+A quarter of a multiprocessor issues one instruction a cycle, from the oldest warp that is ready. A warp is ready when
+the stall count of its last instruction is over and the barriers that it waits for are cleared; both are in the machine
+code. An instruction that takes a time of its own (memory, shared memory, special functions) clears its barrier after
+the latency below. Memory is a queue that serves its share of the bandwidth.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ PROCESSORS = 132
 QUARTERS = 4
 
 REGISTERS, THREADS, BLOCKS, SHARED = 65536, 2048, 32, 227 << 10
-"""What a multiprocessor has for the blocks that it runs at a time."""
+"""What a multiprocessor has for all the blocks that it runs at a time."""
 
 MEMORY_LATENCY, L2_LATENCY, L1_LATENCY = 700, 280, 40
 L2_BYTES = 16
-"""That a quarter's share of the second cache takes in a cycle, in sectors of 32 bytes."""
+"""How many bytes a quarter's share of the second-level cache takes in a cycle. They are counted in sectors of 32."""
 
 LATENCIES = {"LDC": 30, "MUFU": 30, "LDS": 30, "STS": 20, "SHFL": 26, "S2R": 30, "S2UR": 30, "BAR": 40, "STG": 20}
 USUAL_LATENCY = 24
 
 SLOTS = {"MUFU": 8, "F2F": 8, "I2F": 8, "F2I": 8, "DADD": 16, "DMUL": 16, "DFMA": 16, "DSETP": 16}
-"""Cycles that a pipe is taken by an instruction of a warp, where they are more than one."""
+"""For how many cycles an instruction of a warp takes its pipe, if that is more than one."""
 HALF_RATE = frozenset((
     "IADD3", "LOP3", "ISETP", "FSETP", "FSEL", "FSET", "FMNMX", "SEL", "SHF", "PRMT", "LEA", "PLOP3", "IMNMX", "ISCADD",
     "FCHK", "HADD2", "F2FP", "VIADD", "VIMNMX",
 ))  # fmt: skip
-"""Of the integer and logical pipe, which has 16 lanes a quarter."""
+"""The operations of the integer and logical pipe, which has 16 lanes in each quarter."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the model needs to know of an instruction that a warp issues."""
+    """What the model needs to know about an instruction that a warp issues."""
 
     stall: int
     sets: int
@@ -54,7 +54,7 @@ class Step:
 
 
 def steps_of(trace: Sequence[Issued], packs: dict[str, int]) -> list[Step]:
-    """:param packs: bytes that a thread has in a row, by the name of the pointer to them"""
+    """:param packs: by the name of a pointer, how many neighbouring bytes a thread has there"""
     return [_step(issued, packs) for issued in trace]
 
 
@@ -84,7 +84,7 @@ def _step(issued: Issued, packs: dict[str, int]) -> Step:
 
 
 def resident_blocks(registers: int, threads: int, shared: int) -> int:
-    """Blocks that a multiprocessor runs at a time."""
+    """How many blocks a multiprocessor runs at a time."""
     warps = threads // 32
     by_registers = REGISTERS // (math.ceil(registers * 32 / 256) * 256) // warps
     by_shared = SHARED // (shared + 1024)
@@ -92,7 +92,7 @@ def resident_blocks(registers: int, threads: int, shared: int) -> int:
 
 
 def cycles(steps: Sequence[Step], resident: int, lives: int) -> float:
-    """Cycles that a quarter takes for ``lives`` warps, ``resident`` at a time, each of which issues ``steps``."""
+    """How many cycles a quarter takes for ``lives`` warps, ``resident`` at a time, each of which issues ``steps``."""
     bandwidth = BANDWIDTH / PROCESSORS / QUARTERS / CLOCK
     resident = max(min(resident, lives), 1)
     count = len(steps)
@@ -131,7 +131,7 @@ def cycles(steps: Sequence[Step], resident: int, lives: int) -> float:
         if step.sets < 7:
             barriers[step.sets] = max(barriers[step.sets], done)
         if step.reads < 7:
-            # A store's operands are read when the queue before it has room.
+            # The operands of a store are read when the memory's queue has room for it.
             read = max(now + 20, memory - 4000) if step.dram else now + 20
             barriers[step.reads] = max(barriers[step.reads], read)
         position[chosen] += 1

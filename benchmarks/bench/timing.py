@@ -1,4 +1,4 @@
-"""Clocks: how long a call takes on the CPU or the GPU, how much memory it takes, how fast memory can be copied."""
+"""Measure how long a call takes on the CPU or the GPU, how much memory it takes, and how fast memory is copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median, the quartiles, and how many samples they are of."""
+    """The median and the quartiles in seconds, and the number of samples."""
 
     median: float
     quartile1: float
@@ -29,7 +29,7 @@ class Timing:
     samples: tuple[float, ...] = ()
 
     def beyond(self, other: Timing, parts: int) -> Timing:
-        """What each of so many parts adds to the other's median."""
+        """The time that each of the ``parts`` adds to the other timing."""
         own = (self.median, self.quartile1, self.quartile3)
         median, quartile1, quartile3 = ((value - other.median) / parts for value in own)
         return Timing(median, quartile1, quartile3, self.runs)
@@ -51,7 +51,7 @@ def of_samples(seconds: list[float]) -> Timing:
 
 
 def together(timings: list[Timing | str]) -> Timing | str:
-    """The timing of all samples; where one of several failed, how the first did."""
+    """The timing of all samples together or, if a measurement has failed, the text of the first failure."""
     failures = [found for found in timings if isinstance(found, str)]
     if failures:
         return failures[0]
@@ -59,7 +59,7 @@ def together(timings: list[Timing | str]) -> Timing | str:
 
 
 def on_cpu(call: Call, threads: int, min_seconds: float) -> Timing:
-    """By torch.utils.benchmark: at least ``min_seconds`` of it, and five samples."""
+    """Time a call by torch.utils.benchmark, for at least ``min_seconds`` and with at least five samples."""
     timer = Timer("call()", globals={"call": call}, num_threads=threads)
     seconds: list[float] = []
     while len(seconds) < 5:
@@ -68,7 +68,7 @@ def on_cpu(call: Call, threads: int, min_seconds: float) -> Timing:
 
 
 def on_gpu(call: Call, min_seconds: float) -> Timing:
-    """By CUDA events, the L2 cache cleared before every call."""
+    """Time a call by CUDA events. The L2 cache is cleared before every call."""
     from triton.testing import do_bench
 
     milliseconds = do_bench(call, warmup=25, rep=1000 * min_seconds, return_mode="all")
@@ -76,7 +76,7 @@ def on_gpu(call: Call, min_seconds: float) -> Timing:
 
 
 def on_gpu_replayed(call: Call, min_seconds: float) -> Timing:
-    """As a CUDA graph, replayed: what the device does, without the time that the host takes to launch it."""
+    """Time the replay of a call as a CUDA graph, which leaves out the time that the host takes to launch it."""
     from triton.testing import do_bench_cudagraph
 
     milliseconds = do_bench_cudagraph(call, rep=max(100 * min_seconds, 2), return_mode="all")
@@ -86,8 +86,8 @@ def on_gpu_replayed(call: Call, min_seconds: float) -> Timing:
 def by_the_clock(call: Call, device: str, calls: int, samples: int, wait: bool) -> Timing:
     """Wall time of a call, from samples of several calls in a row.
 
-    On a GPU calls only queue work. With ``wait`` a sample ends when all of its work is done, so this is a throughput;
-    without, it is the time that the host is held up.
+    On a GPU, calls only queue work. With ``wait`` a sample ends when all of its work is done, which gives the
+    throughput. Without ``wait`` it ends when the host can go on.
     """
     call()
     seconds = []
@@ -109,7 +109,7 @@ def synchronize(device: str) -> None:
 
 
 class Passes:
-    """The three passes of a module over inputs that are used in turn, as calls without arguments."""
+    """The three passes of a module, as calls without arguments that use the inputs in turn."""
 
     def __init__(self, module: nn.Module, run: Callable[[Tensor], Tensor], inputs: list[tuple[Tensor, Tensor]]) -> None:
         self._run = run
@@ -139,7 +139,7 @@ class Passes:
 
 
 def copy_call(workload: Workload, of_pass: str) -> Call:
-    """A copy that moves as many bytes as the pass must: the limit at this size."""
+    """A copy that moves as many bytes as the pass has to. Its time is the limit at this size."""
     elements = (1 << workload.log2_size) * PASSES[of_pass] // 2
     sets = [
         tuple(torch.zeros(elements, dtype=workload.torch_dtype, device=workload.device) for _ in range(2))
@@ -155,7 +155,7 @@ def copy_call(workload: Workload, of_pass: str) -> Call:
 
 
 def copy_bandwidth(device: str, threads: int) -> float:
-    """Bytes per second, read and written, of a large copy."""
+    """The bytes that a large copy reads and writes per second."""
     elements = 1 << (28 if device == "cuda" else 26)
     source, target = (torch.ones(elements, device=device) for _ in range(2))
 
@@ -167,7 +167,7 @@ def copy_bandwidth(device: str, threads: int) -> float:
 
 
 def saved_bytes(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Bytes that a forward keeps for its backward, parameters aside; shared memory counts once."""
+    """How many bytes a forward keeps for its backward, without parameters. Memory that tensors share counts once."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, Any] = {}
 
@@ -185,7 +185,7 @@ def saved_bytes(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -
 
 
 def peak_bytes(call: Call, device: str) -> int:
-    """The most memory that a call holds at a time, beyond what was held before."""
+    """The most memory that a call holds at one time, without what was held before it."""
     call()
     if device == "cpu":
         from klif_sj.training.step_cost import peak_on_cpu

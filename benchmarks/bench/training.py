@@ -1,4 +1,4 @@
-"""Measure whole training steps of a network, with every provider's neurons in the same places."""
+"""Measure whole training steps of a network that has each provider's neurons in the same places."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from .rows import Row
 from .workload import Workload
 
 COMPARED = 32
-"""Training steps whose losses are compared before anything is timed."""
+"""How many training steps are run before anything is timed, to compare their losses."""
 
 TOLERANCE = {"float32": 0.05, "amp": 0.2}
-"""Greatest relative difference of a loss. It cannot be small: a single spike that a rounding changes sends the training
-on another course, which comes to a percent within these steps. So the neurons are compared by themselves first."""
+"""The largest allowed relative difference of a loss.
+
+It cannot be small: a single spike that a rounding changes leads to a difference of a percent within these steps. So the
+neurons are compared by themselves first.
+"""
 
 REFERENCE = "klif_sj torch"
 CLASSES = 10
 CHANNELS = 1
-"""Channels told to neurons: the networks do not tell theirs, so parameters are the layer's."""
+"""The number of channels for all neurons. The networks do not tell theirs, so parameters are for a whole layer."""
 
 NeuronFactory = Callable[[], nn.Module]
 
 
 def network(task: Training, neuron: NeuronFactory) -> nn.Module:
-    """A network for images ``[N, C, H, W]``, on the task's device. Without dropout: it hides what is compared."""
+    """A network for images ``[N, C, H, W]`` on the task's device. It has no dropout, which would hide differences."""
     if task.network == "fashion-mnist":
         net: nn.Module = mnist_network(lambda: neuron(), task.steps, width=task.width)
     else:
@@ -53,7 +56,7 @@ def network(task: Training, neuron: NeuronFactory) -> nn.Module:
 
 
 def for_small_images(name: str, neuron: NeuronFactory) -> nn.Module:
-    """SpikingJelly's networks with the first layer and classifier of CIFAR: 3x3, no early pooling, 10 classes."""
+    """A network of SpikingJelly changed for CIFAR: its first layer is 3x3 without pooling, and it has 10 classes."""
 
     def spiking_neuron(**_: object) -> nn.Module:
         return neuron()
@@ -73,7 +76,7 @@ def for_small_images(name: str, neuron: NeuronFactory) -> nn.Module:
 
 
 class RepeatedImage(nn.Module):
-    """An image shown T times to a network; what it answers, averaged over time."""
+    """Shows an image T times to a network, and returns the mean of its outputs over time."""
 
     def __init__(self, net: nn.Module, steps: int) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class RepeatedImage(nn.Module):
 
 
 class Trainer:
-    """A network and its optimizer; a call is one training step and returns the loss."""
+    """A network and its optimizer. ``step`` runs one training step and returns the loss."""
 
     def __init__(self, task: Training, provider: Provider, weights: dict[str, Tensor] | None) -> None:
         torch.manual_seed(0)
@@ -116,7 +119,7 @@ class Trainer:
 
 
 def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
-    """Four batches of images, each class a random pattern with noise, so that there is something to learn."""
+    """Four batches of images. Each class is a random pattern with noise, so there is something to learn."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 28, 28) if task.network == "fashion-mnist" else (3, 32, 32)
     patterns = torch.rand(CLASSES, *shape, generator=generator)
@@ -130,7 +133,7 @@ def batches(task: Training) -> list[tuple[Tensor, Tensor]]:
 
 
 def measure(job: TrainingJob, candidates: list[Provider], min_seconds: float) -> Iterator[Row]:
-    """The rows of a task. Before a provider's steps are timed its neurons are judged, then its losses."""
+    """The rows of a task. Before the steps of a provider are timed, its neurons are checked, and then its losses."""
     task = job.workload
     torch.set_num_threads(task.threads)
     reference = Trainer(task, next(provider for provider in providers("main") if provider.name == REFERENCE), None)
@@ -150,7 +153,7 @@ def measure(job: TrainingJob, candidates: list[Provider], min_seconds: float) ->
 
 
 def judge_node(provider: Provider, task: Training) -> Verdict:
-    """The gate of a layer, for the neuron that the network gets."""
+    """Check the provider's neuron in a layer of its own."""
     dtype = "float16" if task.precision == "amp" else "float32"
     workload = Workload(task.neuron, task.steps, 16, dtype, device=task.device, threads=task.threads)
     inputs = workload.inputs()
@@ -159,7 +162,7 @@ def judge_node(provider: Provider, task: Training) -> Verdict:
 
 
 def cost(trainer: Trainer, expected: Tensor, min_seconds: float) -> Row:
-    """What a provider's steps cost, if its losses are the expected ones."""
+    """The cost of a provider's steps, if its losses are as expected."""
     task = trainer.task
     error = ((trainer.losses() - expected).abs() / expected).max().item()
     if not error <= TOLERANCE[task.precision]:
@@ -171,7 +174,7 @@ def cost(trainer: Trainer, expected: Tensor, min_seconds: float) -> Row:
 
 
 def repetitions(trainer: Trainer, min_seconds: float) -> tuple[int, int]:
-    """Steps of a sample, and samples: at least ten of them, and ``min_seconds`` in all."""
+    """The number of steps in a sample and the number of samples, which together take about ``min_seconds``."""
     once = timing.by_the_clock(trainer.step, trainer.task.device, 1, 3, wait=True).median
     samples = 10
     return max(round(min_seconds / once / samples), 1), samples

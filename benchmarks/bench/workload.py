@@ -1,4 +1,4 @@
-"""What is timed: a neuron layer on a sequence, and the least memory traffic that it could do with."""
+"""The workload that is timed: a neuron layer on a sequence, and the least memory traffic that it needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 PASSES = {"forward": 2, "backward": 3, "both": 5}
-"""Tensors of the sequence's size that a pass must move at the least: forward reads x and writes the spikes; backward
-reads x and the spikes' gradient and writes x's."""
+"""How many tensors of the sequence's size each pass has to move at least.
+
+Forward reads x and writes the spikes. Backward reads x and the gradient of the spikes, and writes the gradient of x.
+"""
 
 CURRENT = {
     "klif": (1.0, 0.6),
@@ -26,10 +28,10 @@ CURRENT = {
     "fused-eif": (1.6, 0.4),
     "fused-izhikevich": (1.6, 0.4),
 }
-"""Standard deviation and mean of the input of each neuron: between 10 and 40 % of its steps are spikes."""
+"""By neuron, the standard deviation and the mean of the input, with which it fires in 10 to 40 % of the steps."""
 
 ROTATED = 1 << 28
-"""Bytes that the inputs of a workload take together, where a few sets of them can: more than the caches hold."""
+"""How many bytes the inputs of a workload take together, if a few sets suffice for it; the caches hold less."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Workload:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """``[T, N, C, H, W]``: up to 64 channels of up to 32 x 32, the rest is the batch."""
+        """``[T, N, C, H, W]``: there are up to 64 channels of up to 32 x 32, and the batch takes the rest."""
         channels = min(64, self.neurons)
         height = min(32, 1 << math.ceil(math.log2(self.neurons // channels) / 2))
         width = min(32, self.neurons // (channels * height))
@@ -70,17 +72,17 @@ class Workload:
         return (1 << self.log2_size) * self.torch_dtype.itemsize
 
     def floor_bytes(self, of_pass: str) -> int:
-        """The least that a pass has to move between memory and processor."""
+        """How many bytes a pass has to move between memory and processor at least."""
         return PASSES[of_pass] * self.sequence_bytes
 
     def input_sets(self) -> int:
-        """How many inputs are used in turn: more than caches hold, where that does not take too many or too much."""
+        """How many inputs are used in turn: from two to eight, and together more than the caches hold if possible."""
         return min(max(ROTATED // self.sequence_bytes, 2), 8)
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The input current, and a dense random gradient of the spikes, uniform in [-0.5, 1.5).
 
-        Its mean is not 0, so that the gradient of a parameter, a sum over everything, is not mere noise.
+        Its mean is not 0. Otherwise the gradient of a parameter, which is a sum over everything, would be mere noise.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         deviation, mean = CURRENT[self.neuron]

@@ -46,23 +46,15 @@ def evaluate_checkpoint(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ..training.atomic import write_json
-    from ..training.data import make_data
     from ..training.evaluate import NO_COUNTERS, evaluate
-    from ..training.run import Placement, load_checkpoint
+    from ..training.run import Placement, data_of, load_checkpoint
 
     with user_errors(ValueError, OSError):
         if options.counted_inputs < 0:
             raise ValueError(f"counted_inputs: expected at least 0, got {options.counted_inputs}")
         recipe, net = load_checkpoint(options.checkpoint)
         device = Placement.find(options.accelerator, 1).device
-        data = make_data(
-            recipe.dataset,
-            options.data_root,
-            recipe.batch_size if options.batch_size is None else options.batch_size,
-            recipe.seed,
-            time_steps=recipe.time_steps,
-            augmentations=recipe.augmentations,
-        )
+        data = data_of(recipe.override(validation=0), options.data_root, options.batch_size)
     evaluation = evaluate(net.to(device), data.test_dataloader(), options.counted_inputs)
     console = Console()
     console.print(f"{recipe.name}, neuron {recipe.neuron}, T = {recipe.time_steps}: {net.notation}")

@@ -107,7 +107,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def _thresholds(settings: Sequence[str]) -> Thresholds:
     try:
-        return Thresholds(**dict(map(parse_setting, settings)))
+        return Thresholds(**dict(parse_setting("--threshold", text, "coverage=0.02") for text in settings))
     except TypeError as error:
         known = ", ".join(Thresholds.__dataclass_fields__)
         raise ValueError(f"--threshold: expected NAME=NUMBER with one of {known} ({error})") from error

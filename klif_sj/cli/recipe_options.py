@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .._checks import name_and_value
 from ..models.neurons import NEURONS
 from ..training import toml
 
@@ -102,27 +103,30 @@ def add_out(parser: argparse.ArgumentParser, activity: str, default: str) -> Non
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of the recipe that the command line gives.
 
-    :raises ValueError: for a ``--set`` without a name
+    :raises ValueError: for a ``--set`` without a name or a value
     """
     given_fields = {name: value for name in FLAGS if (value := getattr(options, name, None)) is not None}
-    return dict(map(parse_setting, options.set)) | given_fields
+    return dict(parse_setting("--set", text, "momentum=0.9") for text in options.set) | given_fields
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """The name and the value in ``NAME=VALUE``. The value is one of TOML, ``none``, or else a text.
+def parse_setting(option: str, text: str, example: str) -> tuple[str, Any]:
+    """The name and the value in ``NAME=VALUE``; the error shows the example.
 
-    :raises ValueError: for a text without a name
+    :raises ValueError: for a text without a name or a value
     """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ValueError(f"--set: expected NAME=VALUE, such as momentum=0.9, got {text!r}")
-    name, value = name.strip().replace("-", "_"), value.strip()
-    if value.lower() == "none":
-        return name, None
+    name, value = name_and_value(option, text, f"NAME=VALUE, such as {example}")
+    return name.replace("-", "_"), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """The value that a text means as TOML, None for ``none``, or else the text itself."""
+    text = text.strip()
+    if text.lower() == "none":
+        return None
     try:
-        return name, toml.loads(f"value = {value}")["value"]
+        return toml.loads(f"value = {text}")["value"]
     except toml.TOMLDecodeError:
-        return name, value
+        return text
 
 
 def names(text: str) -> tuple[str, ...]:

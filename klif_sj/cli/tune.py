@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .._checks import name_and_value
 from ..training.recipe import load_recipe
 from .errors import require_train_extra, user_errors
-from .recipe_options import FLAGS, add_data_root, add_device, add_overrides, names, overrides, parse_setting, seeds
+from .recipe_options import FLAGS, add_data_root, add_device, add_overrides, names, overrides, parse_value, seeds
 
 VALIDATION = 0.1
 
@@ -65,15 +66,13 @@ def tune(options: argparse.Namespace) -> None:
 def _grid(texts: list[str]) -> dict[str, list[Any]]:
     """The values by field. Each value is read as the value of ``--set`` is.
 
-    :raises ValueError: for a text without a name, or a field that comes twice
+    :raises ValueError: for a text without a name or a value, or a field that comes twice
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
-        name, equals, values = text.partition("=")
-        if not (equals and name.strip() and values.strip()):
-            raise ValueError(f"--grid: expected NAME=VALUES, such as learning_rate=1e-4,1e-3, got {text!r}")
-        settings = [parse_setting(f"{name}={value}") for value in values.split(",")]
-        if settings[0][0] in grid:
-            raise ValueError(f"--grid: expected each field once, got {settings[0][0]} twice")
-        grid[settings[0][0]] = [value for _, value in settings]
+        name, values = name_and_value("--grid", text, "NAME=VALUES, such as learning_rate=1e-4,1e-3")
+        field = name.replace("-", "_")
+        if field in grid:
+            raise ValueError(f"--grid: expected each field once, got {field} twice")
+        grid[field] = [parse_value(value) for value in values.split(",")]
     return grid

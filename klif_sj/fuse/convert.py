@@ -15,7 +15,7 @@ from .. import codegen, runtime
 from .._checks import check_bool
 from .._compat import kernel_precision, spiking_neurons, steps
 from ..network.places import Found, survey
-from ..network.select import Selector, check_network, select, why_none
+from ..network.select import Selector, check_any, check_network, choose
 from ..neuron import FusedNode
 from ..neuron.states import NOT_KEPT
 from .check import check_fused
@@ -70,10 +70,9 @@ def fuse(
     check_network(net, {cls.__name__ for cls in spiking_neurons().values()}, "fuse")
     runtime.require_backend(backend)
     net_survey = survey(_Holder(net) if _is_neuron(net) else net, _is_neuron)
-    chosen, left_alone = _choose(list(net_survey.neurons.values()), match, skip)
-    left_alone |= net_survey.unseen
+    chosen, left_alone = choose(net_survey, match, skip, steps.is_neuron, own_class)
     rows, changes = [], []
-    for item in chosen:
+    for item in chosen.values():
         try:
             row, cls = _prepared(item, settings)
         except (CannotFuse, codegen.StepTraceError, steps.NoStepError) as error:
@@ -83,9 +82,7 @@ def fuse(
             row = replace(row, differences=check_fused(item.neuron))
         changes.append((item.neuron, cls, dict(settings, _fused_states=row.states)))
         rows.append(row)
-    if not rows:
-        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to fuse, got none ({reasons or why_none(net)})")
+    check_any(rows, left_alone, net, "fuse")
     report = FuseReport(tuple(rows), left_alone, dry_run)
     if not dry_run:
         for node, cls, added in changes:
@@ -105,23 +102,6 @@ class _Holder(nn.Module):
 
 def _is_neuron(module: nn.Module) -> bool:
     return steps.is_neuron(type(module))
-
-
-def _choose(
-    items: list[Found], match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None
-) -> tuple[list[Found], dict[str, str]]:
-    """The neurons to fuse, and why the others are left alone."""
-    matched, skipped = (select(*selection, items, steps.is_neuron) for selection in (("match", match), ("skip", skip)))
-    chosen, left_alone = [], {}
-    for item in items:
-        name, key = own_class(item.neuron).__name__, id(item.neuron)
-        if key in skipped:
-            left_alone[item.paths[0]] = f"{name}: skip asks for it"
-        elif match is not None and key not in matched:
-            left_alone[item.paths[0]] = f"{name}: not in match"
-        else:
-            chosen.append(item)
-    return chosen, left_alone
 
 
 def _prepared(item: Found, settings: dict[str, Any]) -> tuple[FuseRow, Any]:

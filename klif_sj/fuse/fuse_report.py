@@ -57,7 +57,8 @@ class FuseRow:
 class FuseReport(Report[FuseRow]):
     """What :func:`klif_sj.fuse` did to a network; ``print`` it for a table.
 
-    ``rows`` are the neurons that were fused; ``left_alone`` says, by path, why others were not.
+    ``rows`` are the neurons that were fused; ``left_alone`` says, by path, why others were not. ``undo()`` gives every
+    neuron its own class back, with the states that it has then.
     """
 
     ACT = "fuse"
@@ -65,11 +66,3 @@ class FuseReport(Report[FuseRow]):
     def heading(self) -> list[str]:
         """The lines above the table."""
         return [count(len(self.rows), "fused"), HALF]
-
-    def undo(self) -> None:
-        """Give every neuron its own class back, with the states that it has now.
-
-        :raises RuntimeError: if there is nothing to undo, or if something else has changed a neuron since; then nothing
-            is changed
-        """
-        super().undo()

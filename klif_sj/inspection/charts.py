@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .result import Inspection, LayerInspection
 
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, which colour-blind readers can tell apart and which show on white and on black."""
 
 INK = "#010203"
@@ -118,7 +118,7 @@ def _positive(values: Sequence[float]) -> tuple[list[int], list[float]]:
 
 
 def _colours(series: Sequence[Any]) -> list[str]:
-    return [SERIES[position % len(SERIES)] for position in range(len(series))]
+    return [COLOURS[position % len(COLOURS)] for position in range(len(series))]
 
 
 def _with_colours(layers: Labelled) -> Iterable[tuple[str, LayerInspection, str]]:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from itertools import count
 
-from .charts import MARK, SERIES, Chart, layer_charts, overview_charts
+from .charts import COLOURS, MARK, Chart, layer_charts, overview_charts
 from .findings import Finding, grouped
 from .learned import LearnedParameter
 from .result import Inspection, LayerInspection
@@ -92,7 +92,7 @@ def page(inspections: Sequence[Inspection]) -> str:
 
 
 def _swatch(position: int) -> str:
-    return f'<span class="swatch" style="background: {SERIES[position % len(SERIES)]}"></span>'
+    return f'<span class="swatch" style="background: {COLOURS[position % len(COLOURS)]}"></span>'
 
 
 def _heads(inspections: Sequence[Inspection]) -> Iterable[str]:

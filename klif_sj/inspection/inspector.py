@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import _compat
 from .findings import Finding, Thresholds, find_all
+from .not_finite import first_not_finite, is_finite
 from .operations import NO_COUNTERS, Operations, count_operations
 from .result import Inspection
 from .watch import Watch, spiking_layers_of
@@ -219,10 +220,11 @@ def _operations(net: nn.Module, run: Forward, x: Any, target: Any, inputs: int, 
 def _not_finite(net: nn.Module, run: Forward, x: Any, batch: int, layer: str) -> Finding:
     """Run a batch once more to find the first module whose input is finite and whose output is not."""
     name, where = layer, "its input or its output is not finite"
-    if not _finite(x):
+    if not is_finite(x):
         where = "the batch itself holds values that are not finite"
     else:
-        first = first_not_finite(net, lambda: run(net, x))
+        inner = ((name, module) for name, module in net.named_modules() if name)
+        first = first_not_finite(inner, lambda: run(net, x))
         if first is not None:
             name, kind = first
             where = f"the input of this {kind} is finite, its output is not"
@@ -241,35 +243,3 @@ def not_finite_finding(name: str, batch: int, where: str) -> Finding:
         "A smaller learning rate, gradient clipping, 32-bit precision; look for a division by zero or the logarithm of "
         "zero in the data.",
     )
-
-
-def first_not_finite(net: nn.Module, run: Callable[[], Any]) -> tuple[str, str] | None:
-    """Run the network to find the first module, innermost first, whose input is finite and whose output is not.
-
-    Returns the module's name and its class.
-    """
-    broken: list[tuple[str, str]] = []
-
-    def hook(name: str) -> Any:
-        def check(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not broken and _finite(inputs) and not _finite(output):
-                broken.append((name, type(module).__name__))
-
-        return check
-
-    inner = {name: module for name, module in net.named_modules() if name}
-    handles = [module.register_forward_hook(hook(name)) for name, module in inner.items()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return broken[0] if broken else None
-
-
-def _finite(values: Any) -> bool:
-    if isinstance(values, Tensor):
-        return bool(values.isfinite().all())
-    if isinstance(values, list | tuple):
-        return all(map(_finite, values))
-    return True

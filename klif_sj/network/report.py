@@ -46,7 +46,7 @@ class Report(Generic[AnyRow]):
         raise NotImplementedError
 
     def undo(self) -> None:
-        """Put the neurons back as they were.
+        """Undo what was done to the neurons.
 
         :raises RuntimeError: if there is nothing to undo, or if something else has changed a neuron since; then nothing
             is changed

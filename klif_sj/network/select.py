@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import nn
 
-from .places import Found
+from .places import Found, Survey
 
 Selector = type | str | Callable[[str, nn.Module], bool]
 
@@ -38,7 +38,45 @@ def check_network(net: object, neuron_names: Collection[str], act: str) -> None:
             )
 
 
-def why_none(net: nn.Module) -> str:
+def choose(
+    net_survey: Survey, match: Selector | Iterable[Selector] | None, skip: Selector | Iterable[Selector] | None,
+    is_neuron_class: Callable[[type], bool], own_class: Callable[[nn.Module], type],
+    default: Collection[type] | None = None,
+) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
+    """The neurons that are meant, by id, and by path why the others are left alone.
+
+    :param own_class: gives the class of a neuron, fused or not
+    :param default: the classes that are swapped if ``match`` is None; None means every class
+    """
+    items = list(net_survey.neurons.values())
+    matched, skipped = (_select(*option, items, is_neuron_class) for option in (("match", match), ("skip", skip)))
+    chosen, left_alone = {}, dict(net_survey.unseen)
+    for key, item in net_survey.neurons.items():
+        cls = own_class(item.neuron)
+        if key in skipped:
+            why = "skip asks for it"
+        elif match is not None and key not in matched:
+            why = "not in match"
+        elif match is None and default is not None and cls not in default:
+            why = "not one of those that are swapped by default; name it in match"
+        else:
+            chosen[key] = item
+            continue
+        left_alone[item.paths[0]] = f"{cls.__name__}: {why}"
+    return chosen, left_alone
+
+
+def check_any(chosen: Collection[object], left_alone: Mapping[str, str], net: nn.Module, act: str) -> None:
+    """Refuse a network of which no neuron is chosen; ``left_alone`` says why, by path, and ``act`` is a verb.
+
+    :raises ValueError: if none is chosen
+    """
+    if not chosen:
+        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
+        raise ValueError(f"expected neurons to {act}, got none ({reasons or _why_none(net)})")
+
+
+def _why_none(net: nn.Module) -> str:
     """The likely reason why no neuron was found in a network."""
     for path, module in net.named_modules():
         if type(module).__module__ == "spikingjelly.clock_driven.neuron":
@@ -49,7 +87,7 @@ def why_none(net: nn.Module) -> str:
     return "the network has no spiking neuron"
 
 
-def select(
+def _select(
     option: str, selectors: Selector | Iterable[Selector] | None, items: list[Found],
     is_neuron_class: Callable[[type], bool],
 ) -> set[int]:  # fmt: skip

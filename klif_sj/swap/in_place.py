@@ -12,7 +12,7 @@ from torch import nn
 from .. import _compat
 from ..fuse import own_class
 from ..network.places import Found, Place, Survey, survey
-from ..network.select import Selector, check_network, select, why_none
+from ..network.select import Selector, check_any, check_network, choose
 from .hooks import carry_hooks
 from .neuron_settings import KINDS, SPIKING_NEURONS, can_be_built, is_neuron_class
 from .swap_report import SwapReport, SwapRow
@@ -67,7 +67,8 @@ def swap_neurons(
     checked = check_overrides(neuron, overrides)
     _check_network(net)
     net_survey = survey(net, lambda module: is_neuron_class(type(module)))
-    chosen, left_alone = _choose(net, net_survey, match, skip)
+    chosen, left_alone = choose(net_survey, match, skip, is_neuron_class, own_class, DEFAULT)
+    check_any(chosen, left_alone, net, "swap")
     new: dict[int, nn.Module] = {}
     rows = []
     with torch.random.fork_rng(devices=[]) if dry_run else nullcontext():
@@ -90,30 +91,6 @@ def _check_network(net: object) -> None:
             "replaced in place; build the new one, or put it into a torch.nn.Sequential"
         )
     check_network(net, NEURON_NAMES, "swap")
-
-
-def _choose(
-    net: nn.Module, net_survey: Survey, match: Selector | Iterable[Selector] | None,
-    skip: Selector | Iterable[Selector] | None,
-) -> tuple[dict[int, Found], dict[str, str]]:  # fmt: skip
-    """The neurons to swap, and why the others are left alone."""
-    all_neurons = list(net_survey.neurons.values())
-    matched = select("match", match, all_neurons, is_neuron_class)
-    skipped = select("skip", skip, all_neurons, is_neuron_class)
-    chosen, left_alone = {}, dict(net_survey.unseen)
-    for key, item in net_survey.neurons.items():
-        kind = own_class(item.neuron)
-        if key in skipped:
-            left_alone[item.paths[0]] = f"{kind.__name__}: skip asks for it"
-        elif key in matched or (match is None and kind in DEFAULT):
-            chosen[key] = item
-        else:
-            why = "not one of those that are swapped by default; name it in match" if match is None else "not in match"
-            left_alone[item.paths[0]] = f"{kind.__name__}: {why}"
-    if not chosen:
-        reasons = "; ".join(f"{path}: {why}" for path, why in left_alone.items())
-        raise ValueError(f"expected neurons to swap, got none ({reasons or why_none(net)})")
-    return chosen, left_alone
 
 
 def _finish(item: Found, new: nn.Module, entries: tuple[Entry, ...], *, install: bool) -> SwapRow:

@@ -20,6 +20,7 @@ from typing import Any
 
 import klif_sj
 
+from .._checks import name_and_value
 from ..fuse import fusing
 from .patch import patched
 
@@ -33,9 +34,9 @@ def patch_for(swaps: Sequence[str], settings: Sequence[str]) -> patched:
 
     :raises TypeError, ValueError: for texts that describe no patch
     """
-    classes = {old: _class_named(new) for old, new in (_pair("--swap", text) for text in swaps)}
+    classes = {old: _class_named(new) for old, new in (name_and_value("--swap", text) for text in swaps)}
     return patched(
-        overrides={name: _value(text) for name, text in (_pair("--set", text) for text in settings)}, **classes
+        overrides={name: _value(text) for name, text in (name_and_value("--set", text) for text in settings)}, **classes
     )
 
 
@@ -97,13 +98,6 @@ def become_child() -> dict[str, Any]:
     if "init_main_from_name" in instructions:
         return runpy.run_module(instructions["init_main_from_name"], run_name="__mp_main__", alter_sys=True)
     return runpy.run_path(instructions["init_main_from_path"], run_name="__mp_main__")
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name.strip() and equals and value.strip()):
-        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
-    return name.strip(), value.strip()
 
 
 def _class_named(name: str) -> type:

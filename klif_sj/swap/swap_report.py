@@ -70,7 +70,8 @@ class SwapRow:
 class SwapReport(Report[SwapRow]):
     """What :func:`klif_sj.swap_neurons` did to a network; ``print`` it for a table.
 
-    ``rows`` are the neurons that were swapped; ``left_alone`` says, by path, why others were not.
+    ``rows`` are the neurons that were swapped; ``left_alone`` says, by path, why others were not. ``undo()`` puts the
+    old neurons back into their places: the same objects, as they were at the swap.
     """
 
     ACT = "swap"
@@ -89,14 +90,6 @@ class SwapReport(Report[SwapRow]):
     def removed_keys(self) -> list[str]:
         """The keys that only the old network's state dict has."""
         return [key for row in self.rows for key in row.removed_keys]
-
-    def undo(self) -> None:
-        """Put the old neurons back into their places: the same objects, as they were at the swap.
-
-        :raises RuntimeError: if there is nothing to undo, or if another neuron has been put into one of the places
-            since; then nothing is changed
-        """
-        super().undo()
 
     def heading(self) -> list[str]:
         """The lines above the table."""

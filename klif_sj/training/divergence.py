@@ -13,6 +13,7 @@ from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
+from ..inspection.not_finite import first_not_finite, is_finite
 from .classifier import SpikingClassifier
 
 __all__ = ["DivergenceError", "StopOnDivergence"]
@@ -81,26 +82,16 @@ class StopOnDivergence(lightning.Callback):
 
 def broken_in_forward(module: SpikingClassifier, x: Tensor) -> str | None:
     """Run a batch to find the first layer, in order of execution, whose input is finite and whose output is not."""
-    if not _finite(x):
+    if not is_finite(x):
         return "It began in the data: the batch holds values that are not finite"
-    findings: list[str] = []
-
-    def hook(name: str) -> Any:
-        def check(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if not findings and _finite(inputs) and not _finite(output):
-                kind = type(layer).__name__
-                findings.append(f"It began in the layer {name} ({kind}): its input is finite, its output is not")
-
-        return check
-
-    hooks = [layer.register_forward_hook(hook(name)) for name, layer in _layers(module.net)]
     try:
-        module(x)
+        broken = first_not_finite(_layers(module.net), lambda: module(x))
     finally:
-        for handle in hooks:
-            handle.remove()
         functional.reset_net(module.net)
-    return findings[0] if findings else None
+    if broken is None:
+        return None
+    name, kind = broken
+    return f"It began in the layer {name} ({kind}): its input is finite, its output is not"
 
 
 def _layers(net: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -122,16 +113,14 @@ def _of_any_process(finding: str | None) -> str | None:
 
 def _broken_in_backward(net: nn.Module) -> str:
     """A sentence that names the parameter nearest to the output whose gradient is not finite."""
-    broken = [
-        name for name, parameter in net.named_parameters() if parameter.grad is not None and not _finite(parameter.grad)
-    ]
+    broken = [name for name, parameter in net.named_parameters() if not is_finite(parameter.grad)]
     if not broken:
         return "Every gradient is finite, but not their norm"
     return f"It began in the backward pass, at or after the parameter {broken[-1]}"
 
 
 def _first_broken_parameter(net: nn.Module) -> str | None:
-    return next((name for name, parameter in net.named_parameters() if not _finite(parameter)), None)
+    return next((name for name, parameter in net.named_parameters() if not is_finite(parameter)), None)
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:
@@ -144,11 +133,6 @@ def _gradient_norm(module: nn.Module) -> Tensor:
 def _scaler(trainer: lightning.Trainer) -> torch.amp.GradScaler | None:
     plugin = trainer.precision_plugin
     return plugin.scaler if isinstance(plugin, MixedPrecision) else None
-
-
-def _finite(value: Any) -> bool:
-    tensors = value if isinstance(value, tuple | list) else (value,)
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:

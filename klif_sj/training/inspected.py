@@ -8,8 +8,7 @@ from typing import Any
 
 from ..inspection import Inspection, Thresholds, inspect
 from .classifier import LOSSES
-from .data import make_data
-from .run import Placement, load_checkpoint
+from .run import Placement, data_of, load_checkpoint
 
 __all__ = ["inspect_checkpoint"]
 
@@ -45,15 +44,7 @@ def inspect_checkpoint(
         raise ValueError(f"inputs: expected at least 1, got {inputs}")
     recipe, net = load_checkpoint(path)
     device = Placement.find(accelerator).device
-    data = make_data(
-        recipe.dataset,
-        data_root,
-        recipe.batch_size if batch_size is None else batch_size,
-        recipe.seed,
-        time_steps=recipe.time_steps,
-        augmentations=recipe.augmentations,
-        validation=recipe.validation,
-    )
+    data = data_of(recipe, data_root, batch_size)
 
     def batches() -> Iterator[Any]:
         left = inputs

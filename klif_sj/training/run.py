@@ -28,13 +28,14 @@ from .atomic import write_json
 from .checkpoint import AtomicCheckpointIO, read_checkpoint, recipe_in
 from .classifier import History, SpikingClassifier, by_layer
 from .data import make_data
+from .data.batches import DataModule
 from .data.catalogue import find_dataset
 from .data.images import Split
 from .divergence import StopOnDivergence
 from .recipe import Recipe
 from .step_cost import backends_serving
 
-__all__ = ["Placement", "TrainingRun", "cpu_threads", "is_first_process", "load_checkpoint", "network_of"]
+__all__ = ["Placement", "TrainingRun", "cpu_threads", "data_of", "is_first_process", "load_checkpoint", "network_of"]
 
 
 def network_of(recipe: Recipe, *, keep_state: bool = True) -> SpikingNetwork:
@@ -55,6 +56,22 @@ def network_of(recipe: Recipe, *, keep_state: bool = True) -> SpikingNetwork:
         width=recipe.width,
         coding=recipe.coding,
         dropout=recipe.dropout,
+    )
+
+
+def data_of(
+    recipe: Recipe, root: Path, batch_size: int | None = None, splits: dict[str, Split] | None = None
+) -> DataModule:
+    """The recipe's data set, in batches of the recipe's size unless another one is given; raises as ``make_data``."""
+    return make_data(
+        recipe.dataset,
+        root,
+        recipe.batch_size if batch_size is None else batch_size,
+        recipe.seed,
+        time_steps=recipe.time_steps,
+        augmentations=recipe.augmentations,
+        validation=recipe.validation,
+        splits=splits,
     )
 
 
@@ -186,16 +203,7 @@ class TrainingRun:
             raise ValueError(
                 f"batch_size: expected a multiple of the {self.placement.processes} processes, got {recipe.batch_size}"
             )
-        self.data = make_data(
-            recipe.dataset,
-            Path(data_root),
-            recipe.batch_size // self.placement.processes,
-            recipe.seed,
-            time_steps=recipe.time_steps,
-            augmentations=recipe.augmentations,
-            validation=recipe.validation,
-            splits=splits,
-        )
+        self.data = data_of(recipe, data_root, recipe.batch_size // self.placement.processes, splits)
         self.module = SpikingClassifier(network_of(recipe, keep_state=False), recipe)
 
     @property

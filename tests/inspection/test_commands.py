@@ -80,6 +80,7 @@ def test_files_that_are_no_checkpoints(checkpoint: Path, tmp_path: Path, capsys:
     ("option", "message"),
     [
         ("--threshold=silence=1", "expected NAME=NUMBER with one of silent, saturated, coverage"),
+        ("--threshold=silent", "--threshold: expected NAME=VALUE, such as coverage=0.02, got 'silent'"),
         ("--threshold=silent=yes", "silent: expected a number, got 'yes'"),
         ("--inputs=0", "inputs: expected at least 1, got 0"),
         ("--sampled-potentials=0", "sampled_potentials: expected at least 1, got 0"),

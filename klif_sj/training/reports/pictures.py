@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...inspection.charts import COLOURS
 from ..classifier import by_layer
 
 __all__ = ["PICTURES", "draw_neurons"]
@@ -24,8 +25,6 @@ PICTURES = {
 }
 """The files and their captions."""
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^v<>"
 MANY_LAYERS = 6
 STYLE: Any = {
@@ -42,7 +41,7 @@ STYLE: Any = {
     "savefig.dpi": 200,
     "svg.hashsalt": "klif_sj",
     # A deep network has more layers than there are colours.
-    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS, marker=tuple(MARKERS)),
+    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=(*COLOURS, "#000000"), marker=tuple(MARKERS)),
 }
 
 
