@@ -148,8 +148,7 @@ def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dic
             ("prepare", forward, name),
             ("prepare_back", backward, f"grad_{own_name(name)}"),
         ):
-            expressions = {n: inputs.get(n, c_identifier(n)) for n in graph.inputs}
-            body = function_body(graph.giving([result]), expressions, {result: "return {};"})
+            body = function_body(graph.giving([result]), _all_inputs(graph, inputs), {result: "return {};"})
             texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
     return texts
 

@@ -22,7 +22,7 @@ typedef unsigned char uint8;
 typedef unsigned int bits32;
 typedef long long int64;
 
-template <int N> struct Constant { 
+template <int N> struct Constant {
     static constexpr int value = N;
     DEVICE constexpr operator int() const { return N; }
 };
