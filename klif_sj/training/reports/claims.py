@@ -63,7 +63,7 @@ class Claim:
         """*holds* or *does not hold* where the interval leaves out 0, or all of several seeds agree to the digit."""
         agree = self.found.pairs > 1 and self.found.low is None and self.found.mean != 0
         if not (self.found.is_clear or agree):
-            return "cannot say with one seed" if self.found.pairs < 2 else "cannot say at this size"
+            return "cannot say, by one seed" if self.found.pairs < 2 else "cannot say"
         return "**holds**" if self.found.mean > 0 else "**does not hold**"
 
 
@@ -79,7 +79,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
 def claims_table(judged: Iterable[Claim]) -> str:
     """In Markdown, a row for each claim."""
     return markdown_table(
-        ["claim", "paper", "ours, with its 95 % interval", "seeds", "at this size it", "runs"],
+        ["claim", "paper", "ours, with its 95 % interval", "seeds", "in these runs it", "runs"],
         [
             [
                 each.text,
