@@ -117,10 +117,8 @@ def test_the_page_has_prediction_beside_measurement() -> None:
 
 
 def test_predictions_are_of_the_cases_that_are_timed() -> None:
-    """Where the file of predictions is there, every timed kernel has one."""
+    """Every timed kernel has a prediction in the committed file."""
     predicted = {tuple(r[key] for key in first.KEYS) for r in first.rows_of(first.PREDICTED)}
-    if not predicted:
-        pytest.skip("no benchmarks/predicted.json")
     for workload in gpu_checks.timed():
         for of_pass in ("forward", "backward"):
             neuron, layout = workload.neuron.removesuffix("-channel"), workload.layout.replace("_", "-")

@@ -14,6 +14,8 @@ import sass
 from bench import machine_code, scoreboard
 from bench.machine_code import Warp
 
+from klif_sj.runtime import cuda
+
 pytestmark = pytest.mark.once
 
 LOG = """\
@@ -122,6 +124,18 @@ def test_what_cannot_be_had_is_what_the_table_says() -> None:
         assert (sass.named(row) in text) or not narrow
         if wide := row["at_16_bytes"]:
             assert wide["predicted_share"] < row["predicted_share"] or wide["spills"]
+
+
+def test_the_table_has_the_widths_that_a_launch_takes() -> None:
+    """A table from before a change of the rule for widths would show kernels that nobody runs."""
+    names = ("neuron", "pass", "dtype", "T", "layout")
+    table = {tuple(row[name] for name in names): row["vector"] for row in json.loads(sass.JSON.read_text())}
+    assert table == {case: cuda.vector_width(sass.kernel_of(*case)) for case in sass.cases()}
+    wide = {case for case, vector in table.items() if vector * (4 if case[2] == "float32" else 2) == 16}
+    assert {("klif", "backward", "float32", 16, "contiguous"), ("klif", "forward", "float16", 16, "contiguous")} < wide
+    assert ("glif", "forward", "float16", 16, "contiguous") in wide
+    assert ("glif", "forward", "float32", 16, "channels-last") in wide
+    assert ("clif", "forward", "float16", 16, "contiguous") not in wide, "its sigmoids need more warps"
 
 
 def test_a_missing_disassembler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
