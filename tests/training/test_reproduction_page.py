@@ -317,6 +317,14 @@ def test_one_seed_supports_no_claim(tmp_path: Path) -> None:
     assert claim_rows(tmp_path)["KLIF is above LIF"][1:4] == ["+10.00 points", "1", "cannot say, by one seed"]
 
 
+def test_two_seeds_that_agree_by_chance_decide_nothing(tmp_path: Path) -> None:
+    runs = [result("klif-vgg16", neuron, [0.5], seed=seed) for neuron in ("lif", "klif") for seed in (0, 1)]
+    write(tmp_path, *runs)
+    write_page(tmp_path)
+    row = claim_rows(tmp_path)["KLIF fires more than LIF in most layers"]
+    assert row[1:4] == ["0 % of the layers", "2", "cannot say"]
+
+
 def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> None:
     """Leads at T = 1: 0, 1 points; at T = 8: 4, 6; their differences 4, 5: 4.5 +- 12.706 / 2."""
     runs = []

@@ -60,8 +60,8 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """*holds* or *does not hold* where the interval leaves out 0, or all of several seeds agree to the digit."""
-        agree = self.found.pairs > 1 and self.found.low is None and self.found.mean != 0
+        """*holds* or *does not hold* if the interval leaves out 0, or if three or more seeds give the same figure."""
+        agree = self.found.pairs > 2 and self.found.low is None and self.found.mean != 0
         if not (self.found.is_clear or agree):
             return "cannot say, by one seed" if self.found.pairs < 2 else "cannot say"
         return "**holds**" if self.found.mean > 0 else "**does not hold**"

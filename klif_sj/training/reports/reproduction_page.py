@@ -44,10 +44,11 @@ files alone, `python docs/reproduction/page.py`.
 CLAIMS = """\
 ## What the papers claim
 
-Each claim that our runs say something about, with the paper's own figure. In these runs a claim *holds* where the whole
-95 % interval over the seeds is on its side, and *does not hold* where it is on the other. Elsewhere the runs *cannot
-say*: they are too few, or the difference is too small. What runs that are shorter or smaller than the paper's show is
-true of such runs; it neither proves nor refutes the paper's figure. The command of the runs stands in their section.
+The table has each claim that our runs say something about, with the paper's own figure. In these runs a claim *holds*
+if the whole 95 % interval over the seeds is on its side, and *does not hold* if it is on the other. Three or more
+seeds that all give the same figure, so that there is no interval, decide as well. Otherwise the runs *cannot say*:
+they are too few, or the difference is too small. Runs that are shorter or smaller than the paper's neither prove nor
+refute its figure. The section of the runs has their command.
 """
 
 
