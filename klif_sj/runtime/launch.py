@@ -29,22 +29,29 @@ class Pass:
         self.record[at.x_stride] = self.record[at.grad_spikes_stride] = geometry.neurons
         self.record[at.outer], self.record[at.channels], self.record[at.inner] = geometry
         self.record[at.channel_repeat] = geometry.channels // channels
-        learned = kernel.program.learned
-        self._shapes = [(*(kernel.steps,) * p.per_step, *(channels,) * p.per_channel) for p in learned]
-        self._rows = [kernel.steps if p.per_step else 1 for p in learned]
-        self.sums: tuple[int, ...] = (kernel.grads, channels)
-        """The shape of the kernel's sums that takes the least work to split into the parameters' gradients."""
-        self._is_one = len(learned) == 1 and math.prod(self._shapes[0]) == kernel.grads * channels
+        self.sums: tuple[int, ...] = (kernel.grads * channels,)
+        """The shape of the kernel's sums: those of a lone gradient in its shape, others one after the other."""
+        self._sizes: list[int] = []
+        self._gradients: list[tuple[tuple[int, ...], bool]] = []
+        for p in kernel.program.learned:
+            shape = (*(kernel.steps,) * p.per_step, *(channels,) * p.per_channel)
+            size = (kernel.steps if p.per_step else 1) * channels
+            self._sizes.append(size)
+            self._gradients.append((shape, size != math.prod(shape)))
+        self._is_one = len(self._sizes) == 1 and not self._gradients[0][1]
         if self._is_one:
-            self.sums = self._shapes[0]
+            self.sums = self._gradients[0][0]
 
     def parameter_gradients(self, sums: Tensor) -> list[Tensor]:
         """The sums as gradients in the shapes of the learned parameters, whose memory they share."""
         if self._is_one:
             return [sums]
-        gradients = []
-        for rows, shape in zip(sums.split_with_sizes(self._rows), self._shapes, strict=True):
-            gradients.append(rows.view(shape) if rows.numel() == math.prod(shape) else rows.sum(1).view(shape))
+        gradients = list(sums.split_with_sizes(self._sizes))
+        for position, (shape, over_channels) in enumerate(self._gradients):
+            if over_channels:
+                gradients[position] = gradients[position].view(-1, self.channels).sum(1).view(shape)
+            elif len(shape) != 1:  # a part has one dimension, so it needs no view
+                gradients[position] = gradients[position].view(shape)
         return gradients
 
 
