@@ -232,6 +232,7 @@ def test_neurons_with_tuned_values_stay_together(tmp_path: Path) -> None:
     assert "learning rate tuned instead of 0.002" in page
     assert "| learning rate 0.005 | 80.00 | **80.00** |\n| learning rate 0.01 | **diverged** | diverged |" in page
     assert "    klif-sj tune --recipe digits\n" in page
+    assert f"Chosen for each neuron after {load_recipe('digits').epochs} epochs, on training samples put aside" in page
     # The file that is kept beside the results is read as the first one was.
     again = Tuned.read(tmp_path / "out" / "tuning" / f"{size}.json")
     assert plan(DIGITS, [0], again, **{**TINY, "epochs": 1}) == runs

@@ -106,7 +106,7 @@ def _of_size(size: str, neurons: Mapping[str, Mapping[int, Result]]) -> Iterator
     klif, lif = neurons.get("klif", {}), neurons.get("lif", {})
     above_one = {seed: _share(k > 1 for k in _last(result, "k").values()) for seed, result in klif.items()}
     if difference := _over_half(above_one):
-        yield Claim("k settles above 1 in most layers", size, "Fig. 5", difference, "% of the layers", HALF)
+        yield Claim("k ends above 1 in most layers", size, "Fig. 5", difference, "% of the layers", HALF)
     more_active = {
         seed: _share(
             rate > _last(lif[seed], "firing_rate")[layer] for layer, rate in _last(result, "firing_rate").items()

@@ -47,8 +47,9 @@ CLAIMS = """\
 The table has each claim that our runs say something about, with the paper's own figure. In these runs a claim *holds*
 if the whole 95 % interval over the seeds is on its side, and *does not hold* if it is on the other. Three or more
 seeds that all give the same figure, so that there is no interval, decide as well. Otherwise the runs *cannot say*:
-they are too few, or the difference is too small. Runs that are shorter or smaller than the paper's neither prove nor
-refute its figure. The section of the runs has their command.
+they are too few, or the difference is too small. Where there is no difference, one claim in twenty is still decided, by
+chance. Runs that are shorter or smaller than the paper's neither prove nor refute its figure. The section of the runs
+has their command.
 """
 
 
@@ -220,7 +221,8 @@ def _section(group: list[Result], pictures: list[str], note: str, tuned: Tuned |
     if note:
         yield f"{note}\n"
     if tuned is not None:
-        yield "Chosen for each neuron on training samples that were put aside, before any of these runs:\n"
+        epochs = tuned.found["recipe"]["epochs"]
+        yield f"Chosen for each neuron after {epochs} epochs, on training samples put aside, before these runs:\n"
         yield tuned.table()
         yield f"    {tuned.found['command']}\n"
     yield from _summary(group)
