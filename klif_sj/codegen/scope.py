@@ -253,13 +253,14 @@ class Reads:
         self._owners[path].absent.add(name)
 
     def note_method(self, cls: type, name: str, path: str) -> None:
-        """Note a method and each definition of it in the class's bases, because the first may call the others."""
+        """Note a class's method, and the definitions in its bases that this method takes the place of and may call."""
         self._owners[path].methods[name] = getattr(cls, name)
-        for base in cls.__mro__:
-            member = base.__dict__.get(name)
-            if member is None or _is_fixed(base.__module__) or name in self._bases.get(base, ()):
+        for position, base in enumerate(base for base in cls.__mro__ if name in base.__dict__):
+            if _is_fixed(base.__module__):
                 continue
-            self._bases.setdefault(base, {})[name] = member
+            member = base.__dict__[name]
+            if position:
+                self._bases.setdefault(base, {})[name] = member
             for function in _functions_of(member):
                 self._analyse(function, cls)
 
@@ -273,7 +274,8 @@ class Reads:
         reference = weakref.ref(function)
         cells = {name: f"().__closure__[{i}].cell_contents" for i, name in enumerate(function.__code__.co_freevars)}
         for name in ("__defaults__", "__kwdefaults__"):
-            self._note_variable(reference, f"().{name}", [], f"{function.__name__}.{name}")
+            if getattr(function, name) is not None:  # where there are none, the caller passes every argument
+                self._note_variable(reference, f"().{name}", [], f"{function.__name__}.{name}")
         self._analyse_code(function.__code__, function, reference, cells, cls)
 
     def _analyse_code(

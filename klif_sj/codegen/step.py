@@ -116,7 +116,9 @@ def step_of(
         learned = gradients and tensor.requires_grad
         key, needs_grad = (*key, tensor.shape, learned), needs_grad or learned
     key = (*key, needs_grad)
-    step = new_step if backward == needs_grad and new_step is not None else traced.steps.get(key)
+    step = traced.steps.get(key)
+    if step is None and new_step is not None and backward == needs_grad:
+        step = traced.steps.setdefault(key, new_step)
     if step is None:
         step, reads = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
         if set(reads.tensors) - set(traced.reads.tensors):
@@ -124,8 +126,7 @@ def step_of(
                 f"{type(node).__name__}: its step reads {', '.join(reads.tensors)} for some dtypes or gradients, and "
                 f"{', '.join(traced.reads.tensors) or 'no parameter'} for others; read the same in all"
             )
-        step = step.with_own(tuple(traced.reads.tensors))
-    traced.steps.setdefault(key, step)
+        step = traced.steps.setdefault(key, step.with_own(tuple(traced.reads.tensors)))
     return step, own
 
 
