@@ -214,6 +214,18 @@ def test_the_page_shows_pictures_commands_and_environments(tmp_path: Path) -> No
     assert text.count("- cpu: a fixture") == 1
 
 
+def test_a_command_is_shown_once_whatever_the_order_of_its_options(tmp_path: Path) -> None:
+    first, second, other = (result("klif-mnist", neuron, [0.9]) for neuron in ("lif", "klif", "klif-star"))
+    first["command"] = "klif-sj reproduce --neurons lif,klif --table 2"
+    second["command"] = "klif-sj reproduce --table 2 --neurons lif,klif"
+    other["command"] = "klif-sj reproduce --table 4"
+    write(tmp_path, first, second, other)
+    write_page(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("    klif-sj reproduce ") == 2
+    assert "    klif-sj reproduce --table 4\n" in text
+
+
 def test_lif_alone_has_no_picture_of_k(tmp_path: Path) -> None:
     write(tmp_path, result("klif-mnist", "lif", [0.9]))
     write_page(tmp_path)

@@ -245,7 +245,8 @@ def _section(group: list[Result], pictures: list[str], note: str, tuned: Tuned |
             for result in group
         ],
     )
-    for command in dict.fromkeys(result.found["command"] for result in group):
+    # Commands that differ in the order of their options are one command.
+    for command in {frozenset(command.split()): command for command in (r.found["command"] for r in group)}.values():
         yield f"    {command}\n"
 
 
