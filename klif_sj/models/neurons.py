@@ -14,20 +14,24 @@ from .._checks import nearest
 from ..coding import NeuronFactory
 from ..fuse import fuse
 from ..neuron import CLIFNode, GLIFNode, KLIFNode
+from ..surrogate import Rect
 
 __all__ = ["NEURONS", "neuron_factory", "spiking_layers"]
 
 
-def lif(time_steps: int, backend: str = "auto", **options: Any) -> NeuronFactory:
-    """A factory of SpikingJelly's LIFNode with KLIF's surrogate, fused unless the backend is ``'torch'``."""
+def lif(make_surrogate: Callable[[], nn.Module], **variant: Any) -> Callable[..., NeuronFactory]:
+    """A function that makes factories of SpikingJelly's LIFNode, which is fused unless the backend is ``'torch'``."""
 
-    def build() -> nn.Module:
-        node = LIFNode(surrogate_function=surrogate.ATan(alpha=2.0))
-        if backend != "torch":
-            fuse(node, backend=backend, **options)
-        return node
+    def factory(time_steps: int, backend: str = "auto", **options: Any) -> NeuronFactory:
+        def build() -> nn.Module:
+            node = LIFNode(surrogate_function=make_surrogate(), **variant)
+            if backend != "torch":
+                fuse(node, backend=backend, **options)
+            return node
 
-    return build
+        return build
+
+    return factory
 
 
 def klif(**variant: Any) -> Callable[..., NeuronFactory]:
@@ -46,17 +50,22 @@ def glif(time_steps: int, **options: Any) -> NeuronFactory:
 
 
 NEURONS: dict[str, Callable[..., NeuronFactory]] = {
-    "lif": lif,
+    "lif": lif(partial(surrogate.ATan, alpha=2.0)),
     "klif": klif(),
     "klif-star": klif(scale_reset=True),
     "klif-only-k": klif(activation="identity"),
     "klif-only-relu": klif(learn_k=False),
     "klif-celu": klif(activation="celu"),
     "klif-leaky-relu": klif(activation="leaky_relu"),
+    "clif-baseline": lif(partial(Rect, alpha=1.0), decay_input=False, v_reset=None),
     "clif": clif,
     "glif": glif,
 }
-"""For each name, a function of T and of the options that our neurons share, which makes a factory of the neuron."""
+"""For each name, a function of T and of the options that our neurons share, which makes a factory of the neuron.
+
+``lif`` is the LIF with which KLIF is compared, and ``clif-baseline`` the one with which CLIF's authors compare theirs.
+Each shares all of that neuron but what the neuron adds.
+"""
 
 ALIASES = {"klif*": "klif-star"}
 

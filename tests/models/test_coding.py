@@ -175,6 +175,32 @@ def test_lif_is_spikingjellys_with_the_same_surrogate(backend: str) -> None:
     assert_equal(neuron(x), upstream(x), "spikes")
 
 
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_clif_and_its_baseline_are_one_neuron_in_the_first_step(backend: str) -> None:
+    """What CLIF adds acts on the reset, so it shows from the second step on."""
+    x = torch.linspace(-1, 4, 60).view(1, 3, 20).repeat(2, 1, 1)
+    spikes, gradients = [], []
+    for name in ("clif-baseline", "clif"):
+        neuron = neuron_factory(name, 2, backend)()
+        neuron.step_mode = "m"
+        leaf = x.clone().requires_grad_()
+        spikes.append(neuron(leaf))
+        (gradient,) = torch.autograd.grad(spikes[-1][0].sum(), leaf)
+        gradients.append(gradient)
+    assert_equal(spikes[0][0], spikes[1][0], "spikes of the first step")
+    assert_equal(*gradients, "gradients of the first step")
+    assert gradients[0].any()
+    assert not torch.equal(spikes[0][1], spikes[1][1])
+
+
+def test_clifs_baseline_is_spikingjellys_lif_with_clifs_settings() -> None:
+    neuron, clif = neuron_factory("clif-baseline", 4, "torch")(), neuron_factory("clif", 4, "torch")()
+    assert type(neuron) is LIFNode
+    for setting in ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset"):
+        assert getattr(neuron, setting) == getattr(clif, setting)
+    assert repr(neuron.surrogate_function) == repr(clif.surrogate_function)
+
+
 def test_klif_names_are_the_papers_variants() -> None:
     made = {name: neuron_factory(name, 4, "torch")() for name in NEURONS if name.startswith("klif")}
     variants = {name: (node.activation, node.k.requires_grad, node.scale_reset) for name, node in made.items()}

@@ -80,7 +80,7 @@ def test_recipes_are_the_papers() -> None:
         ("klif-resnet18-coding", "lif", 6, None),
         ("klif-fashion-mnist", "klif", 4, None),
         ("clif-cifar100", "clif", 8, 78.99),
-        ("clif-cifar10", "lif", 6, 94.51),
+        ("clif-cifar10", "clif-baseline", 6, 94.51),
         ("glif-resnet19-cifar10", "glif", 2, 94.56),
     ],
 )

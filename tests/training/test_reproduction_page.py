@@ -344,12 +344,12 @@ def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> Non
         for seed, lead in enumerate(leads):
             given = {"seed": seed, "time_steps": steps, "width": 0.125}
             runs += [
-                result("clif-cifar10", "lif", [0.5], **given),
+                result("clif-cifar10", "clif-baseline", [0.5], **given),
                 result("clif-cifar10", "clif", [0.5 + lead], **given),
             ]
     write(tmp_path, *runs)
     write_page(tmp_path)
-    row = claim_rows(tmp_path)["CLIF's lead over LIF grows from T = 1 to T = 8"]
+    row = claim_rows(tmp_path)["CLIF's lead over its authors' LIF grows from T = 1 to T = 8"]
     assert row[1:4] == ["+4.50 [-1.85, +10.85] points", "2", "cannot say"]
     assert row[4].startswith("[clif-cifar10-T8-width0.125]")
 
