@@ -354,6 +354,27 @@ def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> Non
     assert row[4].startswith("[clif-cifar10-T8-width0.125]")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ((0.5, 0.6, 0.7), "**holds**"),
+        ((0.5, 0.6), "cannot say"),
+        ((0.51, 0.61, 0.71), "**does not hold**"),
+        ((0.5, 0.6, 0.71), "cannot say"),
+    ],
+)
+def test_clif_is_its_baseline_with_one_step(tmp_path: Path, accuracies: tuple[float, ...], verdict: str) -> None:
+    baseline = [
+        result("clif-cifar10", "clif-baseline", [a], seed=s, time_steps=1) for s, a in enumerate((0.5, 0.6, 0.7))
+    ]
+    clif = [result("clif-cifar10", "clif", [a], seed=s, time_steps=1) for s, a in enumerate(accuracies)]
+    write(tmp_path, *baseline, *clif)
+    write_page(tmp_path)
+    rows = claim_rows(tmp_path)
+    assert "CLIF is above its authors' LIF" not in rows
+    assert rows["CLIF and its authors' LIF are equal at T = 1"][3] == verdict
+
+
 def test_a_page_without_comparable_runs_claims_nothing(tmp_path: Path) -> None:
     write(tmp_path, result("klif-vgg16", "lif", [0.5]))
     write_page(tmp_path)

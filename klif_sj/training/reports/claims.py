@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "claims", "claims_table"]
 
+CLIF = ("clif", "clif-baseline")
+"""CLIF, and the LIF with which its authors compare it. With one time step they are one neuron."""
+
 HIGHER = (
     ("KLIF is above LIF", "klif", "lif"),
     ("k alone helps: above LIF", "klif-only-k", "lif"),
     ("ReLU alone helps: above LIF", "klif-only-relu", "lif"),
     ("ReLU helps beside k: KLIF is above k alone", "klif", "klif-only-k"),
     ("k helps beside ReLU: KLIF is above ReLU alone", "klif", "klif-only-relu"),
-    ("CLIF is above its authors' LIF", "clif", "clif-baseline"),
+    ("CLIF is above its authors' LIF", *CLIF),
     ("CLIF is above KLIF's LIF", "clif", "lif"),
     ("GLIF is above KLIF's LIF", "glif", "lif"),
 )
@@ -39,6 +42,7 @@ class Claim:
     :param paper: the paper's own figure, or where it says so
     :param found: the mean over seeds, with its interval; the claim is that it is above 0
     :param above: what is added to ``found`` to print it: a share of layers is judged by how far it is above half
+    :param equal: whether the claim is instead that ``found`` is 0 with every seed
     """
 
     text: str
@@ -47,6 +51,7 @@ class Claim:
     found: Difference
     unit: str = "points"
     above: float = 0.0
+    equal: bool = False
 
     @property
     def ours(self) -> str:
@@ -62,10 +67,11 @@ class Claim:
     @property
     def verdict(self) -> str:
         """*holds* or *does not hold* if the interval leaves out 0, or if three or more seeds give the same figure."""
-        agree = self.found.pairs > 2 and self.found.low is None and self.found.mean != 0
+        agree = self.found.pairs > 2 and self.found.low is None and (self.found.mean != 0 or self.equal)
         if not (self.found.is_clear or agree):
             return "cannot say, by one seed" if self.found.pairs < 2 else "cannot say"
-        return "**holds**" if self.found.mean > 0 else "**does not hold**"
+        holds = self.found.mean == 0 if self.equal else self.found.mean > 0
+        return "**holds**" if holds else "**does not hold**"
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
@@ -103,7 +109,10 @@ def _anchor(heading: str) -> str:
 def _of_size(size: str, neurons: Mapping[str, Mapping[int, Result]]) -> Iterator[Claim]:
     for text, higher, lower in HIGHER:
         if difference := paired_difference(_accuracies(neurons, higher), _accuracies(neurons, lower)):
-            yield Claim(text, size, _published_difference(neurons, higher, lower), difference)
+            if (higher, lower) == CLIF and next(iter(neurons[higher].values())).recipe.time_steps == 1:
+                yield Claim("CLIF and its authors' LIF are equal at T = 1", size, "equal", difference, equal=True)
+            else:
+                yield Claim(text, size, _published_difference(neurons, higher, lower), difference)
     klif, lif = neurons.get("klif", {}), neurons.get("lif", {})
     above_one = {seed: _share(k > 1 for k in _last(result, "k").values()) for seed, result in klif.items()}
     if difference := _over_half(above_one):
@@ -136,11 +145,12 @@ def _of_growing_steps(results: Sequence[Result]) -> Iterator[Claim]:
 
 
 def _clif_lead(group: Sequence[Result]) -> dict[int, float]:
+    clif, baseline = CLIF
     accuracies = {(r.recipe.neuron, r.recipe.seed): 100 * r.found["test_accuracy"] for r in group}
     return {
-        seed: accuracy - accuracies["clif-baseline", seed]
+        seed: accuracy - accuracies[baseline, seed]
         for (neuron, seed), accuracy in accuracies.items()
-        if neuron == "clif" and ("clif-baseline", seed) in accuracies
+        if neuron == clif and (baseline, seed) in accuracies
     }
 
 
