@@ -372,7 +372,9 @@ def test_clif_is_its_baseline_with_one_step(tmp_path: Path, accuracies: tuple[fl
     write_page(tmp_path)
     rows = claim_rows(tmp_path)
     assert "CLIF is above its authors' LIF" not in rows
-    assert rows["CLIF and its authors' LIF are equal at T = 1"][3] == verdict
+    row = rows["CLIF and its authors' LIF are equal at T = 1"]
+    assert row[3] == verdict
+    assert (row[1] == "+0.00 points in each pair") == (accuracies in ((0.5, 0.6, 0.7), (0.5, 0.6)))
 
 
 def test_a_page_without_comparable_runs_claims_nothing(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class Claim:
     def ours(self) -> str:
         """The figure with its interval."""
         if not self.above:
-            return f"{self.found} {self.unit}"
+            figure, in_each_pair, _ = str(self.found).partition(" in each pair")
+            return f"{figure} {self.unit}{in_each_pair}"
         interval = ""
         if self.found.low is not None and self.found.high is not None:
             low, high = (min(max(bound + self.above, 0.0), 100.0) for bound in (self.found.low, self.found.high))
