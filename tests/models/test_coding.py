@@ -175,7 +175,7 @@ def test_lif_is_spikingjellys_with_the_same_surrogate(backend: str) -> None:
     assert_equal(neuron(x), upstream(x), "spikes")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_clif_and_its_baseline_are_one_neuron_in_the_first_step(backend: str) -> None:
     """What CLIF adds acts on the reset, so it shows from the second step on."""
     x = torch.linspace(-1, 4, 60).view(1, 3, 20).repeat(2, 1, 1)

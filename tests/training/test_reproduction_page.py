@@ -360,7 +360,10 @@ def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> Non
         ((0.5, 0.6, 0.7), "**holds**"),
         ((0.5, 0.6), "cannot say"),
         ((0.51, 0.61, 0.71), "**does not hold**"),
-        ((0.5, 0.6, 0.71), "cannot say"),
+        ((0.5, 0.6, 0.71), "**does not hold**"),
+        ((0.51, 0.59, 0.7), "**does not hold**"),
+        ((0.51,), "**does not hold**"),
+        ((0.5,), "cannot say, by one seed"),
     ],
 )
 def test_clif_is_its_baseline_with_one_step(tmp_path: Path, accuracies: tuple[float, ...], verdict: str) -> None:

@@ -68,11 +68,12 @@ class Claim:
     @property
     def verdict(self) -> str:
         """*holds* or *does not hold* if the interval leaves out 0, or if three or more seeds give the same figure."""
+        if self.equal and (self.found.mean != 0 or self.found.low is not None):
+            return "**does not hold**"
         agree = self.found.pairs > 2 and self.found.low is None and (self.found.mean != 0 or self.equal)
         if not (self.found.is_clear or agree):
             return "cannot say, by one seed" if self.found.pairs < 2 else "cannot say"
-        holds = self.found.mean == 0 if self.equal else self.found.mean > 0
-        return "**holds**" if holds else "**does not hold**"
+        return "**holds**" if self.equal or self.found.mean > 0 else "**does not hold**"
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:

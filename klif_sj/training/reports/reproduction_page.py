@@ -48,8 +48,9 @@ The table has each claim that our runs say something about, with the paper's own
 if the whole 95 % interval over the seeds is on its side, and *does not hold* if it is on the other. Three or more
 seeds that all give the same figure, so that there is no interval, decide as well. Otherwise the runs *cannot say*:
 they are too few, or the difference is too small. Where there is no difference, one claim in twenty is still decided, by
-chance. A claim that two neurons are equal holds if their figures are, with every seed. Runs that are shorter or smaller
-than the paper's neither prove nor refute its figure. The section of the runs has their command.
+chance. A claim that two neurons are equal holds if their figures are equal with each of three or more seeds, and one
+seed with another figure refutes it. Runs that are shorter or smaller than the paper's neither prove nor refute its
+figure. The section of the runs has their command.
 """
 
 
