@@ -314,7 +314,7 @@ def test_a_claim_holds_only_where_the_whole_interval_is_on_its_side(tmp_path: Pa
             (tmp_path / "results" / f"{neuron}{seed}.json").write_text(json.dumps(run))
     write_page(tmp_path)
     rows = claim_rows(tmp_path)
-    size = "[klif-vgg16-width0.125](#klif-vgg16-width0125)"
+    size = "[klif-vgg16: width 0.125](#klif-vgg16-width-0125)"
     assert rows["KLIF is above LIF"] == ["+7.08", "+3.00 [+0.52, +5.48] points", "3", "**holds**", size]
     assert rows["k alone helps: above LIF"][0] == "+4.51"
     assert rows["k alone helps: above LIF"][3] == "**does not hold**"
@@ -351,7 +351,7 @@ def test_clifs_lead_is_compared_over_the_numbers_of_steps(tmp_path: Path) -> Non
     write_page(tmp_path)
     row = claim_rows(tmp_path)["CLIF's lead over its authors' LIF grows from T = 1 to T = 8"]
     assert row[1:4] == ["+4.50 [-1.85, +10.85] points", "2", "cannot say"]
-    assert row[4].startswith("[clif-cifar10-T8-width0.125]")
+    assert row[4].startswith("[clif-cifar10: T 8, width 0.125]")
 
 
 @pytest.mark.parametrize(
@@ -378,6 +378,58 @@ def test_clif_is_its_baseline_with_one_step(tmp_path: Path, accuracies: tuple[fl
     row = rows["CLIF and its authors' LIF are equal at T = 1"]
     assert row[3] == verdict
     assert (row[1] == "+0.00 points in each pair") == (accuracies in ((0.5, 0.6, 0.7), (0.5, 0.6)))
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((0.001, 0.002, 0.003), "**holds**"),
+        ((0.002, 0.002, 0.002), "**holds**"),
+        ((0.02, 0.021, 0.022), "**does not hold**"),
+        ((-0.02, -0.021, -0.022), "**does not hold**"),
+        ((-0.02, 0.02, 0.001), "cannot say"),
+        ((0.001,), "cannot say, by one seed"),
+    ],
+)
+def test_a_scaled_reset_changes_little(tmp_path: Path, differences: tuple[float, ...], verdict: str) -> None:
+    write(
+        tmp_path,
+        *(result("klif-mnist", "klif", [0.9], seed=seed) for seed in range(3)),
+        *(result("klif-mnist", "klif-star", [0.9 + d], seed=seed) for seed, d in enumerate(differences)),
+    )
+    write_page(tmp_path)
+    row = claim_rows(tmp_path)["KLIF* changes KLIF's accuracy by less than 1 point"]
+    assert (row[0], row[3]) == ("-0.01", verdict)
+
+
+def test_claims_come_one_after_the_other_at_every_size_and_are_counted(tmp_path: Path) -> None:
+    """Each claim comes at both widths; LIF and KLIF have equal rates, and k is above 1 in half of the layers."""
+    runs = []
+    for width, gain in ((0.25, 0.1), (0.125, -0.1)):
+        for seed in range(3):
+            runs.append(result("klif-vgg16", "lif", [0.5], seed=seed, width=width))
+            runs.append(result("klif-vgg16", "klif", [0.5 + gain], seed=seed, width=width))
+    write(tmp_path, *runs)
+    write_page(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    found = re.findall(r"^\| (KLIF|k ends).*\[klif-vgg16: width (.*?)\]", text, re.MULTILINE)
+    assert found == [(claim, width) for claim in ("KLIF", "k ends", "KLIF") for width in ("0.125", "0.25")]
+    assert "The table says *holds* 1 times, *does not hold* 3 times, *cannot say* 2 times." in text
+    assert re.findall("^## klif.*", text, re.MULTILINE) == ["## klif-vgg16: width 0.125", "## klif-vgg16: width 0.25"]
+
+
+def test_sections_go_from_few_steps_to_many_and_from_the_papers_values_to_tuned_ones(tmp_path: Path) -> None:
+    tuned = load_recipe("klif-vgg16").override(
+        neuron="lif", time_steps=4, learning_rate=0.003, tuned=("learning_rate",)
+    )
+    write(
+        tmp_path,
+        {**result("klif-vgg16", "lif", [0.5]), "recipe": tuned.as_dict()},
+        *(result("klif-vgg16", "lif", [0.5], time_steps=steps) for steps in (16, 4, 2)),
+    )
+    write_page(tmp_path)
+    titles = re.findall("^## klif-vgg16: (.*)", (tmp_path / "README.md").read_text(), re.MULTILINE)
+    assert titles == ["T 2", "T 4", "T 4, tuned learning rate", "T 16"]
 
 
 def test_a_page_without_comparable_runs_claims_nothing(tmp_path: Path) -> None:

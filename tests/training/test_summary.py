@@ -50,3 +50,8 @@ def test_the_conclusion_says_what_is_supported_and_what_is_not() -> None:
         f"{start} support that klif is 2.00 points above lif (95 % interval +1.00 to +3.00), that glif is 2.00 points "
         "below lif (95 % interval -3.00 to -1.00), and do not say whether clif is better or worse than lif."
     )
+    equal = Difference(0.0, None, None, 3)
+    assert conclusion("lif", {"klif": equal, "clif": unclear, "glif": equal}) == (
+        f"{start} give klif and glif the accuracy of lif with every seed, and do not say whether clif is better or "
+        "worse than lif."
+    )

@@ -5,14 +5,14 @@ The figures themselves are in the recipes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..._checks import nearest
 from ..recipe import Recipe, load_recipe
 
-__all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name", "title_of"]
+__all__ = ["TABLES", "Figure", "Table", "as_text", "changes", "run_name", "size_name", "size_title", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,19 @@ def changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def size_name(recipe: Recipe) -> str:
     """A name that the runs with all neurons share: the recipe's name and its differences from the published one."""
-    differences = (
-        f"tuned {title_of(field)}" if value == TUNED else f"{title_of(field)}{as_text(value)}"
-        for field, (value, _) in changes(recipe).items()
-    )
-    return "-".join((recipe.name, *differences)).replace(" ", "-")
+    return "-".join((recipe.name, *_differences(recipe, ""))).replace(" ", "-")
+
+
+def size_title(recipe: Recipe) -> str:
+    """What :func:`size_name` says, for a reader."""
+    return f"{recipe.name}: {', '.join(_differences(recipe, ' ')) or 'as published'}"
+
+
+def _differences(recipe: Recipe, between: str) -> Iterator[str]:
+    """Each difference from the published recipe, with a text between the title of a field and its value."""
+    for field, (value, _) in changes(recipe).items():
+        title = title_of(field)
+        yield f"tuned {title}" if value == TUNED else f"{title}{between}{as_text(value)}"
 
 
 def run_name(recipe: Recipe) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from ...models import NEURONS
 from ..atomic import write_atomically
 from ..recipe import Recipe
-from .claims import claims, claims_table
-from .paper_tables import TABLES, TUNED, Table, as_text, changes, size_name, title_of
+from .claims import claims, claims_table, verdicts
+from .paper_tables import TABLES, TUNED, Table, as_text, changes, size_name, size_title, title_of
 from .pictures import PICTURES, draw_neurons
 from .summary import conclusion, markdown_table, mean_and_deviation, paired_difference
 from .tuning import Tuned
@@ -49,8 +49,9 @@ if the whole 95 % interval over the seeds is on its side, and *does not hold* if
 seeds that all give the same figure, so that there is no interval, decide as well. Otherwise the runs *cannot say*:
 they are too few, or the difference is too small. Where there is no difference, one claim in twenty is still decided, by
 chance. A claim that two neurons are equal holds if their figures are equal with each of three or more seeds, and one
-seed with another figure refutes it. Runs that are shorter or smaller than the paper's neither prove nor refute its
-figure. The section of the runs has their command.
+seed with another figure refutes it. The KLIF paper says of KLIF* that its accuracy "does not change a lot"; we read
+this as less than one point. Runs that are shorter or smaller than the paper's neither prove nor refute its figure. The
+section of the runs has their command.
 """
 
 
@@ -66,6 +67,11 @@ class Result:
     def size(self) -> str:
         """The name that the run shares with runs of other neurons and seeds that are otherwise alike."""
         return size_name(self.recipe)
+
+    @property
+    def title(self) -> str:
+        """What :attr:`size` says, for a reader."""
+        return size_title(self.recipe)
 
     @property
     def run_as(self) -> str:
@@ -88,7 +94,9 @@ def _kind(name: str, value: Any, paper: Any) -> str:
 
 
 def read_results(out: Path) -> list[Result]:
-    """The results in ``out/results``, sorted by recipe, by neuron in the usual order, and by seed.
+    """The results in ``out/results``, sorted by size, by neuron in the usual order, and by seed.
+
+    Fewer time steps come before more, and the recipe's own values before tuned ones.
 
     :raises ValueError: for a file that holds no result, naming it
     """
@@ -100,7 +108,13 @@ def read_results(out: Path) -> list[Result]:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: expected the result of a run, got something else ({error!r})") from error
     neurons = list(NEURONS)
-    return sorted(results, key=lambda result: (result.size, neurons.index(result.recipe.neuron), result.recipe.seed))
+
+    def order(result: Result) -> tuple[Any, ...]:
+        recipe = result.recipe
+        size = (recipe.name, recipe.time_steps, bool(recipe.tuned), result.size)
+        return *size, neurons.index(recipe.neuron), recipe.seed
+
+    return sorted(results, key=order)
 
 
 def write_page(out: Path) -> None:
@@ -149,7 +163,7 @@ def page(
     """
     parts = [INTRODUCTION]
     if judged := claims(results):
-        parts += [CLAIMS, claims_table(judged)]
+        parts += [CLAIMS, f"{verdicts(judged)}\n", claims_table(judged)]
     for table in TABLES.values():
         parts += [f"## Table {table.number}: {table.title}\n", _table_of(table, results)]
     for size, group in _by_size(results).items():
@@ -217,7 +231,7 @@ def _summary(group: list[Result]) -> Iterator[str]:
 
 def _section(group: list[Result], pictures: list[str], note: str, tuned: Tuned | None) -> Iterator[str]:
     first = group[0]
-    yield f"## {first.size}\n"
+    yield f"## {first.title}\n"
     yield f"Run {first.run_as}. Network: `{first.found['notation']}`.\n"
     if note:
         yield f"{note}\n"

@@ -32,6 +32,11 @@ class Difference:
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """``low`` and ``high``; where there is no interval, the mean twice."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def is_clear(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
@@ -72,8 +77,10 @@ def conclusion(first: str, differences: Mapping[str, Difference | None]) -> str:
         for name, difference in known.items()
         if difference.is_clear
     ]
-    unclear = [name for name, difference in known.items() if not difference.is_clear]
+    equal = [name for name, difference in known.items() if difference.pairs > 1 and difference.interval == (0, 0)]
+    unclear = [name for name, difference in known.items() if not (difference.is_clear or name in equal)]
     statements = [f"support {', '.join(clear)}"] * bool(clear)
+    statements += [f"give {' and '.join(equal)} the accuracy of {first} with every seed"] * bool(equal)
     statements += [f"do not say whether {' or '.join(unclear)} is better or worse than {first}"] * bool(unclear)
     return f"Over {seeds} seeds, at this size and after this many epochs, the data {', and '.join(statements)}."
 
