@@ -178,7 +178,7 @@ def _scaled_reset_changes_little(runs: Runs) -> Claim | None:
 def _k_above_one(runs: Runs) -> Claim | None:
     shares = {seed: _share(k > 1 for k in _last(result, "k").values()) for seed, result in runs.get("klif", {}).items()}
     found = paired_difference(shares, dict.fromkeys(shares, 0.0))
-    return None if found is None else Share("k ends above 1 in most layers", _any(runs), "Fig. 5", found)
+    return None if found is None else Share("k ends above 1 in most layers", _any(runs), "Fig. 5, CIFAR-10", found)
 
 
 def _fires_more(runs: Runs) -> Claim | None:
@@ -192,7 +192,11 @@ def _fires_more(runs: Runs) -> Claim | None:
         if seed in lif
     }
     found = paired_difference(shares, dict.fromkeys(shares, 0.0))
-    return None if found is None else Share("KLIF fires more than LIF in most layers", _any(runs), "Fig. 6", found)
+    return (
+        None
+        if found is None
+        else Share("KLIF fires more than LIF in most layers", _any(runs), "Fig. 6, CIFAR-10", found)
+    )
 
 
 def _of_growing_steps(results: Sequence[Result]) -> Iterator[Claim]:
