@@ -319,6 +319,7 @@ def test_a_claim_holds_only_where_the_whole_interval_is_on_its_side(tmp_path: Pa
     assert rows["k alone helps: above LIF"][0] == "+4.51"
     assert rows["k alone helps: above LIF"][3] == "**does not hold**"
     assert rows["ReLU alone helps: above LIF"][1:4] == ["+2.00 [-6.96, +10.96] points", "3", "cannot say"]
+    assert rows["k ends above 1 in most layers"][0] == "Fig. 5, CIFAR-10 and DVS-Gesture"
     assert rows["k ends above 1 in most layers"][1:4] == ["50 % of the layers", "3", "cannot say"]
     assert rows["KLIF fires more than LIF in most layers"][1:4] == ["0 % of the layers", "3", "**does not hold**"]
 

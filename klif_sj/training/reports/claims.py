@@ -31,12 +31,14 @@ KLIF_HIGHER = (
     ("KLIF with CELU is above LIF", "klif-celu", "lif"),
     ("KLIF with leaky ReLU is above LIF", "klif-leaky-relu", "lif"),
 )
+"""Claims of the KLIF paper about the test accuracy: the first neuron's is higher than the second's."""
+
 OTHERS_HIGHER = (
     ("GLIF is above KLIF's LIF", "glif", "lif"),
     ("CLIF is above KLIF's LIF", "clif", "lif"),
     ("CLIF is above its authors' LIF", *CLIF),
 )
-"""Claims about the test accuracy: the first neuron's is higher than the second's."""
+"""The same of the other papers."""
 
 NEAR = 1.0
 """Our reading of "does not change a lot", which the KLIF paper says of KLIF* beside KLIF: by less than a point. The
@@ -153,32 +155,31 @@ def _anchor(heading: str) -> str:
 
 
 def _higher(text: str, higher: str, lower: str, runs: Runs) -> Claim | None:
-    difference = paired_difference(_accuracies(runs, higher), _accuracies(runs, lower))
-    if difference is None or ((higher, lower) == CLIF and _steps(runs) == 1):
+    found = _difference(runs, higher, lower)
+    if found is None or ((higher, lower) == CLIF and _steps(runs) == 1):
         return None
-    return Claim(text, _any(runs), _published_difference(runs, higher, lower), difference)
+    return Claim(text, _any(runs), _published_difference(runs, higher, lower), found)
 
 
 def _equal_at_one_step(runs: Runs) -> Claim | None:
-    difference = paired_difference(*(_accuracies(runs, neuron) for neuron in CLIF))
-    if difference is None or _steps(runs) != 1:
+    found = _difference(runs, *CLIF)
+    if found is None or _steps(runs) != 1:
         return None
-    return Claim("CLIF and its authors' LIF are equal at T = 1", _any(runs), "equal", difference, equal=True)
+    return Claim("CLIF and its authors' LIF are equal at T = 1", _any(runs), "equal", found, equal=True)
 
 
 def _scaled_reset_changes_little(runs: Runs) -> Claim | None:
-    names = ("klif-star", "klif")
-    difference = paired_difference(*(_accuracies(runs, neuron) for neuron in names))
-    if difference is None:
+    pair = ("klif-star", "klif")
+    found = _difference(runs, *pair)
+    if found is None:
         return None
     text = f"KLIF* changes KLIF's accuracy by less than {NEAR:g} point"
-    return Claim(text, _any(runs), _published_difference(runs, *names), difference, least=-NEAR, most=NEAR)
+    return Claim(text, _any(runs), _published_difference(runs, *pair), found, least=-NEAR, most=NEAR)
 
 
 def _k_above_one(runs: Runs) -> Claim | None:
     shares = {seed: _share(k > 1 for k in _last(result, "k").values()) for seed, result in runs.get("klif", {}).items()}
-    found = paired_difference(shares, dict.fromkeys(shares, 0.0))
-    return None if found is None else Share("k ends above 1 in most layers", _any(runs), "Fig. 5, CIFAR-10", found)
+    return _most_layers("k ends above 1 in most layers", runs, "Fig. 5, CIFAR-10 and DVS-Gesture", shares)
 
 
 def _fires_more(runs: Runs) -> Claim | None:
@@ -191,12 +192,12 @@ def _fires_more(runs: Runs) -> Claim | None:
         for seed, rates in klif.items()
         if seed in lif
     }
+    return _most_layers("KLIF fires more than LIF in most layers", runs, "Fig. 6, CIFAR-10", shares)
+
+
+def _most_layers(text: str, runs: Runs, paper: str, shares: Mapping[int, float]) -> Claim | None:
     found = paired_difference(shares, dict.fromkeys(shares, 0.0))
-    return (
-        None
-        if found is None
-        else Share("KLIF fires more than LIF in most layers", _any(runs), "Fig. 6, CIFAR-10", found)
-    )
+    return None if found is None else Share(text, _any(runs), paper, found)
 
 
 def _of_growing_steps(results: Sequence[Result]) -> Iterator[Claim]:
@@ -232,6 +233,10 @@ def _last(result: Result, name: str) -> dict[str, float]:
 
 def _accuracies(runs: Runs, neuron: str) -> dict[int, float]:
     return {seed: 100 * result.found["test_accuracy"] for seed, result in runs.get(neuron, {}).items()}
+
+
+def _difference(runs: Runs, neuron: str, other: str) -> Difference | None:
+    return paired_difference(_accuracies(runs, neuron), _accuracies(runs, other))
 
 
 def _published_difference(runs: Runs, higher: str, lower: str) -> str:
