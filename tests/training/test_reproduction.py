@@ -106,7 +106,7 @@ def test_runs_leave_results_of_which_the_page_is_made(finished: Path) -> None:
     assert "k/encoder" not in lif.found["history"][0]
     text = (finished / "README.md").read_text()
     assert f"| klif | 0 | {100 * klif.found['test_accuracy']:.2f} |" in text
-    assert "## digits-T2-epochs2-batch-size256-width0.03125\n" in text
+    assert "## digits: T 2, epochs 2, batch size 256, width 0.03125\n" in text
     assert "    klif-sj reproduce --table 2\n" in text
     assert len(list((finished / "pictures").glob("*.svg"))) == 3
 
