@@ -76,16 +76,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
+def check_input(x: object, step_mode: str, neuron: str) -> None:
     """Refuse an input that no step can use: one of a wrong type or dtype, or without a batch dimension or time step."""
     layout = "[T, N, *]" if step_mode == "m" else "[N, *]"
-    if isinstance(x, torch.fx.Proxy):
-        raise TypeError(
-            f"{neuron}: expected a tensor {layout}, got a torch.fx.Proxy: no symbolic trace goes through a spiking "
-            "neuron, so make its class a leaf of the tracer. For NIR, whose nodes do not have these equations, put "
-            "neurons that it knows in its place first, where they compute the same: klif_sj.swap_neurons(net, LIFNode)"
-        )
     if not isinstance(x, Tensor):
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(
+                f"{neuron}: expected a tensor {layout}, got a torch.fx.Proxy: no symbolic trace goes through a spiking "
+                "neuron, so make its class a leaf of the tracer. For NIR, whose nodes do not have these equations, put "
+                "neurons that it knows in its place first, where they compute the same: klif_sj.swap_neurons(net, "
+                "LIFNode)"
+            )
         raise TypeError(f"{neuron}: expected a tensor {layout}, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(
@@ -98,7 +99,7 @@ def check_input(x: Tensor, step_mode: str, neuron: str) -> None:
             f"{neuron}: expected a dense tensor, got one of layout {layout_name}; convert it with x.to_dense(), a "
             "nested one with torch.nested.to_padded_tensor(x, 0.0)"
         )
-    if x.ndim < len(layout.split(",")) - 1:
+    if x.ndim < (2 if step_mode == "m" else 1):
         raise ValueError(f"{neuron}: expected an input {layout} in step_mode={step_mode!r}, got shape {tuple(x.shape)}")
     if step_mode == "m" and x.shape[0] == 0:
         raise ValueError(f"{neuron}: expected at least one time step in dimension 0, got shape {tuple(x.shape)}")

@@ -2,13 +2,26 @@
 
 from .program import Parameter, Program
 from .scope import Effective, Scope, note_methods
-from .step import EffectiveParameters, Equations, Kind, NeuronStep, PerStep, Sources, sources_of, step_of
+from .step import (
+    Computation,
+    EffectiveParameters,
+    Equations,
+    Find,
+    Kind,
+    NeuronStep,
+    PerStep,
+    Sources,
+    sources_of,
+    step_of,
+)
 from .trace import StepTraceError, is_tracing
 
 __all__ = [
+    "Computation",
     "Effective",
     "EffectiveParameters",
     "Equations",
+    "Find",
     "Kind",
     "NeuronStep",
     "Parameter",

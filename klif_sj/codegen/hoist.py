@@ -81,11 +81,19 @@ class _Shape(tuple[int, ...]):
 
 # Before torch 2.11, torch's parser of arguments crashes on a tuple whose class defines __len__.
 SHAPES = {Tensor.shape.__get__, Tensor.size} if torch.__version__ >= "2.11" else set()  # type: ignore[attr-defined]
-SIZES = {Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement}  # type: ignore[attr-defined]
+SIZES = {
+    Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement,  # type: ignore[attr-defined]
+    Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.untyped_storage,
+}  # fmt: skip
+MOVES = {
+    Tensor.T.__get__, Tensor.H.__get__, Tensor.mT.__get__, Tensor.mH.__get__,  # type: ignore[attr-defined]
+    Tensor.t, torch.t, Tensor.adjoint, torch.adjoint, Tensor.squeeze, torch.squeeze,
+}  # fmt: skip
+"""What moves elements or drops dimensions, and leaves a single number as it is."""
 
 
 class Hoisting(TorchFunctionMode):
-    """Notes what a step computes from ``tensors`` alone, and refuses to tell the shape of the input and the states.
+    """Notes what a step computes from ``tensors`` alone, and does not tell the shape of the input and the states.
 
     :param tensors: the neuron's own tensors, by path
     :param names: the names of the effective parameters, which a result must not have
@@ -122,6 +130,11 @@ class Hoisting(TorchFunctionMode):
             if not any(ours):
                 if func in SHAPES and len(leaves) == 1:
                     return _Shape()
+                if func in MOVES:
+                    raise StepTraceError(
+                        f"it calls {func.__name__ if func.__name__ != '__get__' else 'a transpose'} on its input or a "
+                        f"state, of which a kernel computes each element alone{at(caller())}"
+                    )
                 return _Shape()._refuse() if func in SHAPES | SIZES else func(*args, **(kwargs or {}))
             if all(ours):
                 return self._compute(func, leaves, tree)

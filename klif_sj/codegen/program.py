@@ -97,7 +97,8 @@ def build_program(
         with PlainTorch():
             program = _build_program(neuron, step, states, parameters, dtype, backward)
             if effective is not None:
-                program = replace(program, **_prepare_texts(program, effective, dtype))
+                names = [p.name for p in parameters if p.prepared]
+                program = replace(program, **_prepare_texts(program, names, effective, dtype))
             return Program.decode(program.text)
     except StepTraceError as error:
         raise StepTraceError(_explain(neuron, str(error))) from error.__cause__
@@ -132,24 +133,32 @@ def _build_program(
     return program if backward_graph is None else replace(program, **_backward_texts(backward_graph, states, used))
 
 
-def _prepare_texts(program: Program, effective: Step, dtype: torch.dtype) -> dict[str, Any]:
-    """The fields of a program that compute prepared parameters from the neuron's own, and their gradients."""
-    names = [p.name for p in program.parameters if p.prepared]
+def prepared_texts(names: Sequence[str], effective: Step, dtype: torch.dtype) -> dict[str, tuple[str, str]]:
+    """By a prepared parameter's name, in C, its computation from the neuron's own one, and the gradient of that.
+
+    :raises StepTraceError: for a computation that no kernel can express
+    """
     own = [own_name(name) for name in names]
     forward = trace_forward(effective, names, own, dtype)
     backward = trace_backward(effective, names, own, own, dtype)
-    texts = {"prepare": "", "prepare_back": ""}
-    for j, parameter in enumerate(program.parameters):
-        name = parameter.name
-        if not parameter.prepared:
-            continue
+
+    def text(graph: Graph, name: str, result: str) -> str:
         inputs = {own_name(name): "own", f"grad_{name}": "grad"}
-        for field, graph, result in (
-            ("prepare", forward, name),
-            ("prepare_back", backward, f"grad_{own_name(name)}"),
-        ):
-            body = function_body(graph.giving([result]), _all_inputs(graph, inputs), {result: "return {};"})
-            texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
+        return function_body(graph.giving([result]), _all_inputs(graph, inputs), {result: "return {};"})
+
+    return {name: (text(forward, name, name), text(backward, name, f"grad_{own_name(name)}")) for name in names}
+
+
+def _prepare_texts(program: Program, names: Sequence[str], effective: Step, dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of a program that compute prepared parameters from the neuron's own, and their gradients.
+
+    :param names: those of all prepared parameters, of which the step may read only some
+    """
+    bodies, texts = prepared_texts(names, effective, dtype), {"prepare": "", "prepare_back": ""}
+    for j, parameter in enumerate(program.parameters):
+        if parameter.prepared:
+            for field, body in zip(texts, bodies[parameter.name], strict=True):
+                texts[field] += f"    case {j}: {{\n{body}\n    }}\n"
     return texts
 
 

@@ -409,7 +409,7 @@ class _Guard:
         self, owners: Mapping[str, _Owner], bases: Mapping[type, Mapping[str, Any]],
         variables: Iterable[_Variable], tensors: Iterable[str],
     ) -> None:  # fmt: skip
-        self._values: dict[str, Any] = {"isinstance": isinstance, "Tensor": Tensor, "plain": _plain_attributes}
+        self._values: dict[str, Any] = {"tensor": _tensor_at, "plain": _plain_attributes}
         self._objects = {"": "node"}
         lines = [line for path, owner in owners.items() if path for line in self._find_object(path, owner, owners)]
         conditions = [f"type({self._objects[path]}) is {self._value(owner.cls)}" for path, owner in owners.items()]
@@ -421,9 +421,9 @@ class _Guard:
         for variable in variables:
             access = f"{self._value(variable.home)}{variable.expression}"
             conditions.append(self._same(f"plain({access})" if variable.by_attributes else access, variable.value))
-        assignments = [self._tensor(path, number) for number, path in enumerate(tensors)]
-        conditions += [f"isinstance({tensor}, Tensor)" for tensor in assignments]
-        result = "".join(f"t{number}, " for number in range(len(assignments)))
+        paths = list(tensors)
+        conditions += [self._tensor(path, number) for number, path in enumerate(paths)]
+        result = "".join(f"t{number}, " for number in range(len(paths)))
         body = (*lines, f"if {' and '.join(conditions or ['True'])}:", f"    return ({result})")
         self._text = "".join(f"        {line}\n" for line in body)
 
@@ -455,7 +455,7 @@ class _Guard:
         for name, method in owner.methods.items():
             yield self._same(_attribute(self._value(owner.cls), name), method)
         if owner.methods:
-            yield f"{self._value(frozenset(owner.methods))}.isdisjoint({holder}.__dict__)"
+            yield f"{holder}.__dict__.keys().isdisjoint({self._value(frozenset(owner.methods))})"
         for name in owner.own_methods:
             yield f"{holder}.{name}.__self__ is {holder}"
         for name in owner.absent:
@@ -470,10 +470,17 @@ class _Guard:
         return f"((v := {expression}) is {constant} or {of_type}{constant} == v)"
 
     def _tensor(self, path: str, number: int) -> str:
+        """The condition that there is a tensor at a path. In a module's ``_parameters`` there are tensors and None."""
         owner, _, name = path.rpartition(".")
         holder = self._objects[f"{owner}." if owner else ""]
         parameters = f"{holder}._parameters"
-        return f"t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {_attribute(holder, name)}"
+        elsewhere = f"tensor({holder}, {name!r})"
+        return f"(t{number} := {parameters}[{name!r}] if {name!r} in {parameters} else {elsewhere}) is not None"
+
+
+def _tensor_at(holder: Any, name: str) -> Tensor | None:
+    value = getattr(holder, name)
+    return value if isinstance(value, Tensor) else None
 
 
 def _attribute(holder: str, name: str) -> str:

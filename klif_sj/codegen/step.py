@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .hoist import Hoisting, Prologue
-from .program import Parameter, Program, build_program, own_name
+from .program import Parameter, Program, build_program, own_name, prepared_texts
 from .scope import Effective, Reads, Scope
 from .trace import OutsideJitTrace, PlainTorch, Step, StepTraceError, trace_forward
 
@@ -38,32 +38,40 @@ Computation = Callable[[Any], EffectiveParameters]
 """A function that computes the effective parameters of ``self``, or of a stand-in for it."""
 
 
+Find = Callable[[Any], tuple[Tensor, ...] | None]
+"""A function that returns a neuron's tensors that a trace read, or None if anything else that it read has changed."""
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronStep:
     """A program, and where those of its parameters come from that are not effective parameters.
 
-    :param own: the paths of the neuron's tensors that the trace read
-    :param taken: by a parameter's name, the position in ``own`` of the tensor of one element that it is
-    :param prologue: computes parameters of other shapes, which broadcast against a step, from ``own``
-    :param settings: numbers and strings that the trace read, by dotted name
+    :param reads: what the trace read. The tensors of the neuron among it are the step's own tensors.
+    :param taken: by a parameter's name, the position of the own tensor of one element that it is
+    :param prologue: computes parameters of other shapes, which broadcast against a step, from own tensors
     """
 
     program: Program
-    own: tuple[str, ...]
+    reads: Reads
     taken: dict[str, int]
     prologue: Prologue | None
-    settings: list[tuple[str, Any]]
 
-    def with_own(self, paths: tuple[str, ...]) -> NeuronStep:
-        """The same step, which takes the neuron's tensors in another order, and perhaps more of them."""
-        taken = {name: paths.index(self.own[position]) for name, position in self.taken.items()}
-        return replace(self, own=paths, taken=taken)
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The paths of the own tensors."""
+        return tuple(self.reads.tensors)
+
+    def with_reads(self, reads: Reads) -> NeuronStep:
+        """The same step, whose own tensors are in another order, and perhaps more."""
+        before, paths = self.own, tuple(reads.tensors)
+        taken = {name: paths.index(before[position]) for name, position in self.taken.items()}
+        return replace(self, reads=reads, taken=taken)
 
     def parameters(self, own: Sequence[Tensor]) -> dict[str, Tensor]:
         """The parameters that come from the neuron's own tensors, by name."""
         by_name = {name: own[position] for name, position in self.taken.items()}
         if self.prologue is not None:
-            computed = self.prologue.run(dict(zip(self.own, own, strict=True)))
+            computed = self.prologue.run(dict(zip(self.reads.tensors, own, strict=True)))
             by_name |= {name: computed[name] for name in self.program.names if name in computed}
         return by_name
 
@@ -106,8 +114,8 @@ def step_of(
     gradients, new_step, backward = torch.is_grad_enabled(), None, needs_grad
     if own is None:
         backward = needs_grad or gradients and any(t.requires_grad for t in raw_tensors(node).values())
-        new_step, reads = _trace(node, states, equations(), effective, dtype, backward, sources)
-        traced, own = _Traced(reads), reads.find(node)
+        new_step = _trace(node, states, equations(), effective, dtype, backward, sources)
+        traced, own = _Traced(new_step.reads), new_step.reads.find(node)
         if own is None:
             raise StepTraceError(f"{type(node).__name__}: what its step reads changes while it is read")
         _remember(_of_node, _of_class, node, traced)
@@ -120,13 +128,13 @@ def step_of(
     if step is None and new_step is not None and backward == needs_grad:
         step = traced.steps.setdefault(key, new_step)
     if step is None:
-        step, reads = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
-        if set(reads.tensors) - set(traced.reads.tensors):
+        step = _trace(node, states, equations(), effective, dtype, needs_grad, sources)
+        if set(step.own) - set(traced.reads.tensors):
             raise StepTraceError(
-                f"{type(node).__name__}: its step reads {', '.join(reads.tensors)} for some dtypes or gradients, and "
+                f"{type(node).__name__}: its step reads {', '.join(step.own)} for some dtypes or gradients, and "
                 f"{', '.join(traced.reads.tensors) or 'no parameter'} for others; read the same in all"
             )
-        step = traced.steps.setdefault(key, step.with_own(tuple(traced.reads.tensors)))
+        step = traced.steps.setdefault(key, step.with_reads(traced.reads))
     return step, own
 
 
@@ -137,11 +145,13 @@ class Sources:
     :param positions: by an effective parameter's name, the position of the neuron's own one among the tensors that were
         read, and whether it has a value for every step. It is empty if the computation has another form, which no
         kernel can do.
+    :param elementwise: by the shapes of the tensors that were read, whether the computation is elementwise
     """
 
     compute: Computation
     reads: Reads
     positions: dict[str, tuple[int, bool]]
+    elementwise: dict[tuple[torch.Size, ...], bool] = field(default_factory=dict)
 
 
 _sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
@@ -160,7 +170,7 @@ def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tup
     if own is None:
         reads = Reads()
         positions: dict[str, tuple[int, bool]] = {}
-        with contextlib.suppress(StepTraceError, AttributeError, RuntimeError, TypeError, ValueError):
+        with contextlib.suppress(Exception):  # outside of the kernel, the computation raises it again
             positions = _trace_sources(node, compute, reads)
         known, own = Sources(compute, reads, positions), reads.find(node) if positions else ()
         _remember(_sources_of_node, _sources_of_class, node, known)
@@ -169,6 +179,11 @@ def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tup
     for tensor in own:
         if tensor.dtype != dtype:
             return None
+    shapes = tuple(tensor.shape for tensor in own)
+    if shapes not in known.elementwise:
+        known.elementwise[shapes] = _is_elementwise(node, known, shapes)
+    if not known.elementwise[shapes]:
+        return None
     parameters: EffectiveParameters = {}
     for name, (position, per_step) in known.positions.items():
         parameters[name] = PerStep(own[position]) if per_step else own[position]
@@ -182,24 +197,61 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
     def effective(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         computed = _computed(node, compute, {path: values[name] for path, name in own.items()}, reads)
         per_step.update({name: isinstance(value, PerStep) for name, value in computed.items()})
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
+        return x, _values(computed)
 
     with PlainTorch():
         names = list(compute(node))
         graph = trace_forward(effective, names, list(own.values()), torch.float32)
-    positions, paths = {}, list(reads.tensors)
-    for name in names:
-        (*used,) = graph.giving([name]).used_inputs()
-        if len(used) != 1 or used[0] not in own.values():
-            return {}
-        positions[name] = paths.index(used[0].removeprefix(own_name(""))), per_step[name]
-    return positions if graph.operations else {}  # own parameters that are taken as they are need no computation
+        positions, paths = {}, list(reads.tensors)
+        for name in names:
+            (*used,) = graph.giving([name]).used_inputs()
+            if len(used) != 1 or used[0] not in own.values():
+                return {}
+            positions[name] = paths.index(used[0].removeprefix(own_name(""))), per_step[name]
+        if not graph.operations:
+            return {}  # own parameters that are taken as they are need no computation
+        prepared_texts(names, _preparation(node, Sources(compute, reads, positions)), torch.float32)  # or it is refused
+    return positions
+
+
+def _is_elementwise(node: nn.Module, sources: Sources, shapes: Sequence[torch.Size]) -> bool:
+    """Whether whole parameters of these shapes give what single numbers do, as which a kernel computes with them.
+
+    A computation may use the shape of a parameter, or move its elements. All elements are different here, and some are
+    looked at.
+    """
+    whole = [torch.linspace(0.1, 0.9, shape.numel(), dtype=torch.float64).view(shape) for shape in shapes]
+    paths, reads = list(sources.reads.tensors), Reads()
+
+    def compute(own: Sequence[Tensor]) -> EffectiveParameters:
+        return _computed(node, sources.compute, dict(zip(paths, own, strict=True)), reads)
+
+    with PlainTorch(), torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
+        computed = compute(whole)
+        effective = _values(computed)
+        for name, (position, per_step) in sources.positions.items():
+            if effective[name].shape != shapes[position] or isinstance(computed[name], PerStep) != per_step:
+                return False
+        samples = min(8, max(tensor.numel() for tensor in whole))
+        for sample in range(samples):
+            places = [sample * tensor.numel() // samples for tensor in whole]
+            single = _values(compute([tensor.flatten()[at] for tensor, at in zip(whole, places, strict=True)]))
+            for name, (position, _) in sources.positions.items():
+                of_whole = effective[name].flatten()[places[position]]
+                if not torch.allclose(single[name].double(), of_whole.double(), equal_nan=True):
+                    return False
+        return True
+    return False
 
 
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
     parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
     return parameters
+
+
+def _values(parameters: EffectiveParameters) -> dict[str, Tensor]:
+    return {name: value.values if isinstance(value, PerStep) else value for name, value in parameters.items()}
 
 
 def _find(of_node: Any, of_class: Any, node: nn.Module) -> tuple[Any, tuple[Tensor, ...] | None]:
@@ -224,7 +276,7 @@ def _remember(of_node: Any, of_class: Any, node: nn.Module, known: Any) -> None:
 def _trace(
     node: nn.Module, states: Sequence[str], equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype,
     backward: bool, sources: Sources | None,
-) -> tuple[NeuronStep, Reads]:  # fmt: skip
+) -> NeuronStep:  # fmt: skip
     """Trace a step, and note what it reads: tensors of one element as numbers, the others through a prologue.
 
     If that fails, as for a tensor of one element that is indexed or viewed as a channel, all go through the prologue.
@@ -249,7 +301,7 @@ def _trace_with(
     numbers: Mapping[str, Tensor], shaped: Mapping[str, Tensor], node: nn.Module, states: Sequence[str],
     equations: Equations, effective: tuple[Kind, ...], dtype: torch.dtype, backward: bool,
     sources: Sources | None,
-) -> tuple[NeuronStep, Reads]:  # fmt: skip
+) -> NeuronStep:  # fmt: skip
     reads = Reads()
     effective_names = {kind[0] for kind in effective}
     paths = {f"raw_{path}" if path in effective_names else path: path for path in numbers}
@@ -293,7 +345,7 @@ def _trace_with(
     )
     own = tuple(reads.tensors)
     taken = {name: own.index(paths[name]) for name in program.names if name in paths}
-    return NeuronStep(program, own, taken, prologue, reads.constants), reads
+    return NeuronStep(program, reads, taken, prologue)
 
 
 def _preparation(node: nn.Module, sources: Sources) -> Step:
@@ -302,8 +354,7 @@ def _preparation(node: nn.Module, sources: Sources) -> Step:
     def prepare(x: Tensor, held: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         paths = list(sources.reads.tensors)
         own = {paths[position]: values[own_name(name)] for name, (position, _) in sources.positions.items()}
-        computed = _computed(node, sources.compute, own, Reads())
-        return x, {name: value.values if isinstance(value, PerStep) else value for name, value in computed.items()}
+        return x, _values(_computed(node, sources.compute, own, Reads()))
 
     return prepare
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from .. import codegen, runtime
 from .._checks import check_input
 from .._compat import steps
-from ..codegen import Scope, note_methods
+from ..codegen import PerStep, Scope, note_methods
 from ..neuron.on_kernels import OnKernels, kind_of, traceable
-from ..neuron.parameters import PerStep, fit_to_input
 from ..neuron.states import NOT_KEPT, as_state, fit_state, state_dtype
 
 SETTINGS = ("_fused_backend", "_fused_keep_state", "_fused_states")
@@ -89,10 +88,7 @@ class Fused(OnKernels):
             if backend == "equations":
                 spikes, final, sequences = self._fused_run_equations(x_seq, states, record)
             else:
-                effective, kinds = fit_to_input(neuron, self._fused_effective(), x_seq, 0, 1, dtype)
-                spikes, final, sequences = self._run_kernel(
-                    x_seq, dtype, states, effective, kinds, 1, record, self._fused_keep_state
-                )
+                spikes, final, sequences, _ = self._run_kernel(x_seq, states, 0, 1, record, self._fused_keep_state)
         except BaseException:
             self._memories.update(memories)
             raise
@@ -101,7 +97,7 @@ class Fused(OnKernels):
             steps.store_states(self, sequences, step_mode)
         return spikes
 
-    def _fused_effective(self) -> dict[str, Tensor | PerStep]:
+    def _effective_outside(self, states: Any = None) -> codegen.EffectiveParameters:
         effective = type(self)._fused_source.effective
         if effective is None:
             return {}
@@ -114,13 +110,13 @@ class Fused(OnKernels):
 
         :raises StepTraceError: if no kernel can express the step; it names the operation and the line it came from
         """
-        kinds = tuple(kind_of(name, value) for name, value in self._fused_effective().items())
+        kinds = tuple(kind_of(name, value) for name, value in self._effective_outside().items())
         return codegen.step_of(self, self._kernel_equations, self._fused_states, kinds, dtype, True)
 
     def _fused_example_shape(self) -> tuple[int, ...]:
         """The shape of a step's input that the neuron's parameters fit."""
         channels = [value.values.shape[1:] if isinstance(value, PerStep) else value.shape
-                    for value in self._fused_effective().values()]  # fmt: skip
+                    for value in self._effective_outside().values()]  # fmt: skip
         if any(channels):
             return 2, next(shape[0] for shape in channels if shape), 3, 3
         step, own = self._kernel_neuron_step()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _compat, codegen, runtime
 from .._checks import DTYPES, check_bool, check_input, check_number, check_threshold
-from ..codegen import Effective, EffectiveParameters, Kind, Program
+from ..codegen import Effective, EffectiveParameters, Program
 from .on_kernels import OnKernels, kind_of, traceable
 from .parameters import channel_view, fit_to_input, soft_reset_depth, unless_changed
 from .states import NOT_KEPT, NUMBERS, State, as_state, fit_state, state_dtype
@@ -163,6 +163,9 @@ class FusedNode(OnKernels, _compat.BaseNode):
     def _kernel_equations(self) -> codegen.Equations:
         return type(self).one_step
 
+    def _kernel_computation(self) -> codegen.Computation:
+        return _effective
+
     def one_step(self, x: Tensor) -> Tensor:
         """One time step: sets the states, and returns the spike.
 
@@ -183,7 +186,8 @@ class FusedNode(OnKernels, _compat.BaseNode):
                 "the reset values; build the neuron with keep_state=True for single steps"
             )
         backend = runtime.serving_backend(self._backend, x)
-        states, step = self._states_for(x.shape, x)
+        states, memories = self._states_for(x.shape, x)
+        step = _time_step(memories) if self.time_dependent else 0
         spikes, updated, sequences = self._run(backend, x.unsqueeze(0), states, step)
         self._memories.update(updated)
         if self.time_dependent:
@@ -210,28 +214,16 @@ class FusedNode(OnKernels, _compat.BaseNode):
         self, backend: str, x_seq: Tensor, states: Mapping[str, State], first_step: int, keep: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return spikes, final states if they are kept, and the states at every step if they are stored."""
-        dtype, compiling, previous = state_dtype(x_seq.dtype), torch.compiler.is_compiling(), self._sequence
-        sources_and_own = None if backend == "torch" or compiling else codegen.sources_of(self, _effective, dtype)
-        sources, parameters = sources_and_own or (None, {})
-        if sources is None:
-            parameters = self.effective_parameters()
-            # If this call continues from the states that the previous call left, it takes that call's bounded
-            # parameters, unless their raw values have changed. The rule for a value at its bound then judges the
-            # gradient of the whole sequence.
-            if previous.parameters and not compiling and previous.goes_on_from(states):
-                parameters = {n: unless_changed(previous.parameters.get(n), value) for n, value in parameters.items()}
-        effective, kinds = fit_to_input(
-            type(self).__name__, parameters, x_seq, first_step, self.channel_dim, dtype, sources is not None
-        )
         if backend == "torch":
-            spikes, updated, sequences = self._run_torch(x_seq, dtype, states, effective, kinds, keep)
+            parameters = self._effective_outside(states)
+            spikes, updated, sequences = self._run_torch(x_seq, states, parameters, first_step, keep)
         else:
-            spikes, updated, sequences = self._run_kernel(
-                x_seq, dtype, states, effective, kinds, self.channel_dim, self._store_v_seq, keep, sources
+            spikes, updated, sequences, parameters = self._run_kernel(
+                x_seq, states, first_step, self.channel_dim, self._store_v_seq, keep
             )
         # Setting an attribute of an nn.Module takes far longer.
-        trace = None if compiling else torch._C._get_tracing_state()
-        self.__dict__["_sequence"] = _Sequence((*updated.values(),), parameters, trace)
+        trace = None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
+        self.__dict__["_sequence"] = _Sequence((*updated.values(),), parameters, trace) if updated else _NOTHING_LEFT
         return spikes, updated, sequences
 
     def program(self, dtype: torch.dtype = torch.float32, backward: bool = True) -> Program:
@@ -252,11 +244,22 @@ class FusedNode(OnKernels, _compat.BaseNode):
             raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
         return runtime.cuda_source(self.program(state_dtype(dtype)), T, dtype)
 
+    def _effective_outside(self, states: Mapping[str, State]) -> EffectiveParameters:
+        """The effective parameters of a call that starts from these states.
+
+        If it continues from the states that the previous call left, it takes that call's bounded parameters, unless
+        their raw values have changed. The rule for a value at its bound then judges the gradient of the whole sequence.
+        """
+        parameters, previous = self.effective_parameters(), self._sequence
+        if previous.parameters and not torch.compiler.is_compiling() and previous.goes_on_from(states):
+            return {name: unless_changed(previous.parameters.get(name), value) for name, value in parameters.items()}
+        return parameters
+
     def _run_torch(
-        self, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
-        kinds: tuple[Kind, ...], keep: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        memories = self._memories
+        self, x_seq: Tensor, states: Mapping[str, State], parameters: EffectiveParameters, first_step: int, keep: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        memories, dtype = self._memories, state_dtype(x_seq.dtype)
+        effective, kinds = fit_to_input(type(self).__name__, parameters, x_seq, first_step, self.channel_dim, dtype)
         # The backward of unbind stacks once, whereas that of x_seq[t] would write a sequence of zeros for every step.
         steps = runtime.as_it_is_now(x_seq).unbind(0)
         views = {
@@ -282,8 +285,8 @@ class FusedNode(OnKernels, _compat.BaseNode):
         sequences = {name: torch.stack([h[name] for h in history]) for name in self.states} if history else {}
         return torch.stack(spikes), final, sequences
 
-    def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], int]:
-        """The states and the time step to start from, for a step of this shape.
+    def _states_for(self, shape: torch.Size, x: Tensor) -> tuple[dict[str, State], Mapping[str, Any]]:
+        """The states to start from, for a step of this shape, and the memories that they are from.
 
         If a call with an input of another shape, device or state dtype has left the states, all start again from
         their reset values. A state that was given is fitted to the step.
@@ -301,7 +304,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             if not isinstance(value, (int, float)):
                 value = fit_state(type(self).__name__, name, value, shape, x.device, state_dtype(x.dtype))
             states[name] = value
-        return states, _time_step(memories) if self.time_dependent else 0
+        return states, memories
 
     def _is_left_by_another(self, state: Tensor, shape: torch.Size, x: Tensor) -> bool:
         """Whether a state was left by a call with another kind of input, or by another trace of torch.jit."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import codegen, runtime
-from ..codegen import Kind, PerStep, Program, Sources
-from .states import NOT_KEPT, State, as_state
+from ..codegen import EffectiveParameters, Kind, NeuronStep, PerStep, Program, Sources
+from .parameters import fit_to_input
+from .states import NOT_KEPT, State, as_state, state_dtype
 
 traceable = (lambda forward: forward) if torch.__version__ >= "2.8" else torch._disable_dynamo
 """From torch 2.8 on, torch.compile takes a neuron's call into its graph; before, it breaks the graph there."""
@@ -64,6 +66,65 @@ def spread(
     return start, size
 
 
+class _Plan(NamedTuple):
+    """How a call runs again. It can as long as only values change: of x, of states and of parameters.
+
+    Without plans, a call would look up its step and its kernel by all that decides about them, and a layer's forward
+    and backward pass would take up to half as long again on the host (GLIF).
+
+    :param sources: returns the tensors from which the kernel computes effective parameters, or None if that computation
+        has changed. It is None itself if the kernel computes none.
+    :param step: returns the tensors that the step reads, or None if a setting has changed
+    :param effective: the names, then the types of the effective parameters that are computed outside of the kernel
+    :param order: where the kernel's parameters are among all these: the sources, effective ones, those of the step
+    """
+
+    sources: codegen.Find | None
+    step: codegen.Find
+    effective: tuple[Any, ...]
+    order: tuple[int, ...]
+    call: runtime.Call
+
+    def run(
+        self, node: OnKernels, x_seq: Tensor, initial: Sequence[Tensor], effective: EffectiveParameters
+    ) -> runtime.Results | None:
+        """Run the call again; None if more than values has changed."""
+        own = () if self.sources is None else self.sources(node)
+        read = self.step(node)
+        if own is None or read is None or (*effective, *map(type, effective.values())) != self.effective:
+            return None
+        tensors = *own, *map(_tensor, effective.values()), *read
+        return self.call.run_again(x_seq, *initial, *map(tensors.__getitem__, self.order))
+
+
+def _plan(
+    node: OnKernels, sources: Sources | None, step: NeuronStep, effective: EffectiveParameters, call: runtime.Call,
+    x_seq: Tensor, initial: Sequence[Tensor], parameters: Sequence[Tensor],
+) -> _Plan | None:  # fmt: skip
+    """A plan to run a call again; None if a tensor was converted, cut or viewed on its way to the kernel."""
+    find = sources.reads.find if sources else None
+    own, read = find(node) if find else (), step.reads.find(node)
+    if own is None or read is None:
+        return None
+    tensors = *own, *map(_tensor, effective.values()), *read
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
+    order = tuple(places.get(id(parameter), -1) for parameter in parameters)
+    if sorted(order) != list(range(len(tensors))) or not call.may_run_again(x_seq, *initial, *parameters):
+        return None
+    return _Plan(find, step.reads.find, (*effective, *map(type, effective.values())), order, call)
+
+
+_plans: weakref.WeakKeyDictionary[Any, dict[Any, _Plan]] = weakref.WeakKeyDictionary()
+_NO_PLANS: dict[Any, _Plan] = {}
+
+MOST_PLANS = 16
+"""How many plans a neuron keeps: one for each shape of its input, with gradients and without."""
+
+
+def _tensor(value: Tensor | PerStep) -> Tensor:
+    return value.values if isinstance(value, PerStep) else value
+
+
 class OnKernels:
     """A neuron whose step runs on kernels. :meth:`_kernel_equations` returns the step."""
 
@@ -71,64 +132,108 @@ class OnKernels:
         """Return the step, which is the same for all neurons of a class."""
         raise NotImplementedError
 
-    def _run_kernel(
-        self: Any, x_seq: Tensor, dtype: torch.dtype, states: Mapping[str, State], effective: Mapping[str, Tensor],
-        kinds: tuple[Kind, ...], channel_dim: int | None, record: bool, keep: bool, sources: Sources | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
-        """Return spikes, final states if they are kept, and the states at every step if they are recorded.
+    def _kernel_computation(self) -> codegen.Computation | None:
+        """Return the computation of effective parameters if a kernel is to do it."""
+        return None
 
-        :param dtype: the dtype of states and arithmetic
-        :param effective: the effective parameters, fitted to the input; ``kinds`` has the kind of each
-        :param sources: their sources, if the kernel computes them; ``effective`` then has the neuron's own parameters
+    def _effective_outside(self, states: Mapping[str, State]) -> EffectiveParameters:
+        """The effective parameters of a call that starts from these states, computed outside of the kernel."""
+        raise NotImplementedError
+
+    def _run_kernel(
+        self: Any, x_seq: Tensor, states: Mapping[str, State], first_step: int, channel_dim: int, record: bool,
+        keep: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], EffectiveParameters]:  # fmt: skip
+        """Return spikes, final states if they are kept, the states at every step if they are recorded, and the
+        effective parameters that were computed outside of the kernel.
         """
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            raise RuntimeError(runtime.NO_TRANSFORMS)  # tracing a step within them would raise another error
-        needs_grad = x_seq.requires_grad
         initial: list[Tensor] = []
         numbers: list[float] = []
         for value in states.values():
             if isinstance(value, Tensor):
+                dtype = state_dtype(x_seq.dtype)
                 initial, numbers = [as_state(value, x_seq[0], dtype) for value in states.values()], []
                 break
-            numbers.append(float(value))
-        for tensor in (*initial, *effective.values()):
+            numbers.append(float(value) + 0.0)  # this makes 0.0 of -0.0, to which it is equal as a key
+        arguments = first_step, channel_dim, record, keep
+        results, plan, plans, key = None, None, _NO_PLANS, None
+        if not torch.compiler.is_compiling():
+            key = x_seq.shape, x_seq.dtype, torch.is_grad_enabled(), arguments, *states, *numbers
+            plans = _plans.get(self, _NO_PLANS)
+            plan = plans.get(key)
+        if plan is not None:
+            effective = {} if plan.sources else self._effective_outside(states)
+            results = plan.run(self, x_seq, initial, effective)
+        if results is None:
+            results, effective, plan = self._run_anew(x_seq, states, initial, numbers, *arguments)
+            if plan is not None:
+                _plans[self] = {**(plans if len(plans) < MOST_PLANS else {}), key: plan}
+        spikes, final, sequences = results
+        updated = dict(zip(states, final, strict=True)) if final else {}
+        return spikes, updated, dict(zip(states, sequences, strict=True)) if sequences else {}, effective
+
+    def _run_anew(
+        self: Any, x_seq: Tensor, states: Mapping[str, State], initial: Sequence[Tensor], numbers: Sequence[float],
+        first_step: int, channel_dim: int, record: bool, keep: bool,
+    ) -> tuple[runtime.Results, EffectiveParameters, _Plan | None]:  # fmt: skip
+        """Run a call without a plan, and return its results, the effective parameters that were computed outside of the
+        kernel, and a plan if the call leaves one.
+        """
+        compiling, dtype, sources = torch.compiler.is_compiling(), state_dtype(x_seq.dtype), None
+        if not compiling and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(runtime.NO_TRANSFORMS)  # tracing a step within them would raise another error
+        computation = None if compiling else self._kernel_computation()
+        if computation is not None:
+            sources, own = codegen.sources_of(self, computation, dtype) or (None, {})
+        outside = {} if sources else self._effective_outside(states)
+        values, kinds = fit_to_input(
+            type(self).__name__, own if sources else outside, x_seq, first_step, channel_dim, dtype, sources is not None
+        )
+        needs_grad = x_seq.requires_grad
+        for tensor in (*initial, *values.values()):
             needs_grad = needs_grad or tensor.requires_grad
-        key = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
+        of_step = tuple(states), kinds, dtype, needs_grad and torch.is_grad_enabled()
         program: Program | str
-        if torch.compiler.is_compiling():
-            program, names, own, learns = self._compiled_step(*key)
+        if compiling:
+            program, names, more, learns = self._compiled_step(*of_step)
         else:
-            step, tensors = codegen.step_of(self, self._kernel_equations, *key, sources)
+            step, read = codegen.step_of(self, self._kernel_equations, *of_step, sources)
             program, names, learns = step.program, step.program.names, step.program.backward is not None
-            own = step.parameters(tensors) if tensors else {}
-        values, shaped = dict(effective), []
+            more = step.parameters(read) if read else {}
+        shaped = []
         for name in names:
             if name not in values:
-                tensor = own[name] if own[name].dtype == dtype else own[name].to(dtype)
+                tensor = more[name] if more[name].dtype == dtype else more[name].to(dtype)
                 if tensor.ndim and tensor.numel() != 1:
                     shaped.append(name)
                 values[name] = tensor.reshape(()) if tensor.ndim and tensor.numel() == 1 else tensor
         merged_sizes: tuple[int, ...] = ()
+        x = x_seq
         if shaped:
             along = [kind for kind in kinds if kind[2] and kind[0] in names]
             start, size = spread(type(self).__name__, values, shaped, along, x_seq, channel_dim)
             if len(size) > 1:
                 merged_sizes, stop = size, start + len(size)
-                x_seq = x_seq.flatten(1 + start, stop)
+                x = x_seq.flatten(1 + start, stop)
                 initial = [state.flatten(start, stop - 1) for state in initial]
             channel_dim = start
-        parameters = []
-        for name in names:
-            parameters.append(values[name])
-        spikes, final, sequences = runtime.run(
-            program, x_seq, initial, numbers, parameters, channel_dim, learns, record, keep
-        )
+        parameters = [values[name] for name in names]
+        settings, plan = (channel_dim, learns, record, keep), None
+        if isinstance(program, str) or torch.jit.is_tracing():
+            results = runtime.run(program, x, initial, numbers, parameters, *settings)
+        else:
+            call = runtime.Call(program, numbers, *settings)
+            results = call.run(x, *initial, *parameters)
+            if x is x_seq:
+                plan = _plan(self, sources, step, outside, call, x, initial, parameters)
         if merged_sizes:
-            spikes = spikes.unflatten(1 + start, merged_sizes)
-            final = [state.unflatten(start, merged_sizes) for state in final]
-            sequences = [sequence.unflatten(1 + start, merged_sizes) for sequence in sequences]
-        updated = dict(zip(states, final, strict=True)) if final else {}
-        return spikes, updated, dict(zip(states, sequences, strict=True)) if sequences else {}
+            spikes, final, sequences = results
+            results = (
+                spikes.unflatten(1 + start, merged_sizes),
+                [state.unflatten(start, merged_sizes) for state in final],
+                [sequence.unflatten(1 + start, merged_sizes) for sequence in sequences],
+            )
+        return results, outside, plan
 
     def _compiled_step(
         self: Any, names: tuple[str, ...], kinds: tuple[Kind, ...], dtype: torch.dtype, needs_grad: bool
@@ -157,7 +262,7 @@ class OnKernels:
         """What :meth:`_compiled_step` needs to know of a step. torch.compile takes it as a constant."""
         step, _ = codegen.step_of(self, self._kernel_equations, names, *key)
         program = step.program
-        settings = tuple((path, value) for path, value in step.settings)
+        settings = tuple(step.reads.constants)
         paths, computed = {name: step.own[position] for name, position in step.taken.items()}, False
         if step.prologue is not None:
             computed = bool(step.prologue.calls)

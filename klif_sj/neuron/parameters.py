@@ -89,6 +89,8 @@ def fit_to_input(
     for name, value in effective.items():
         per_step = isinstance(value, PerStep)
         tensor = value.values if isinstance(value, PerStep) else value
+        if per_step and not tensor.ndim:
+            raise ValueError(f"{neuron}: {name!r}: expected PerStep values of shape [T] or [T, C], got a single one")
         if per_step and (first_step, x_seq.shape[0]) != (0, tensor.shape[0]):
             end = first_step + x_seq.shape[0]
             if end > tensor.shape[0]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..codegen.program import Program
-from .autograd import NO_TRANSFORMS, as_it_is_now, run
+from .autograd import NO_TRANSFORMS, Call, Results, as_it_is_now, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
 
 __all__ = [
     "NO_TRANSFORMS",
+    "Call",
+    "Results",
     "as_it_is_now",
     "cuda_source",
     "require_backend",

@@ -14,7 +14,7 @@ from ..codegen.kernel import Kernel
 from ..codegen.program import Program
 from . import cpu, cuda
 from .launch import Pass, address
-from .layout import Geometry, empty_sequence, geometry, lies_as, step_strides, with_layout
+from .layout import Geometry, contiguous_strides, empty_sequence, geometry, lies_as, step_strides, with_layout
 
 CHANNELS_INNERMOST_BELOW = 32
 """If a channel has fewer neurons than this in a row, the kernel takes the schedule for innermost channels."""
@@ -25,13 +25,11 @@ Outputs = tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]
 Gradients = tuple[Tensor | None, list[Tensor], list[Tensor]]
 """The gradients of x if it is wanted, of the initial states, and of the learned parameters."""
 
-# Every call needs these, and functions written in C give them fastest.
-_address, _size, _is_contiguous = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
-_dtype, _device = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
+_address = Tensor.data_ptr
 
 
-def _form(state: Tensor) -> tuple[Any, ...]:
-    return state.shape, state.stride(), state.dtype, state.device
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 class Target(Hashable, Protocol):
@@ -88,11 +86,11 @@ class Scan:
                 "an initial state", shape == self.step, f"shape {self.step}", f"shape {tuple(shape)}", *dtype_and_device
             )
             self._initial_lies &= lies_as(self.step, state_strides, self.strides)
-        for (size, contiguous, *dtype_and_device), p in zip(parameters, program.parameters, strict=True):
+        for (shape, of_parameter, *dtype_and_device), p in zip(parameters, program.parameters, strict=True):
             wanted = (self.shape[0] if p.per_step else 1) * (self.channels if p.per_channel else 1)
-            name = f"parameter {p.name!r}"
+            name, size = f"parameter {p.name!r}", math.prod(shape)
             self._check(name, size == wanted, f"{wanted} elements", f"{size}", *dtype_and_device)
-            self._parameters_lie &= contiguous
+            self._parameters_lie &= lies_as(shape, of_parameter, contiguous_strides(shape))
 
     def _check(self, name: str, fits: bool, wanted: str, got: str, dtype: torch.dtype, device: torch.device) -> None:
         if not fits or dtype != self.real:
@@ -197,7 +195,7 @@ class Scan:
             self._check_gradient("the spikes", grad_spikes, self.shape, self.dtype)
             grad_spikes = with_layout(grad_spikes, self.strides)
             call[at.grad_spikes], call[at.grad_spikes_stride] = address(grad_spikes), grad_spikes.stride(0)
-            final_grads = self._write_gradients(call, at.grad_final, grad_final)
+            final_grads = self._write_gradients(call, at.grad_final, grad_final) if grad_final else None
             recorded: list[Tensor] = []
             for grad in grad_sequences if record else ():
                 recorded.append(self._recorded(grad, x_seq))
@@ -249,16 +247,8 @@ def scan_of(
     device = x_seq.device
     return _scan_of(
         TARGETS[device.type], program, x_seq.shape, x_seq.stride(), x_seq.dtype, device, channel_dim,
-        tuple(map(_form, initial)) if initial else (), *map(_size, parameters), *map(_is_contiguous, parameters),
-        *map(_dtype, parameters), *map(_device, parameters),
+        tuple(map(_form, initial)), tuple(map(_form, parameters)),
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=4096)
-def _scan_of(
-    target: Target, program: Program, sizes: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
-    device: torch.device, channel_dim: int | None, initial: tuple[Any, ...], *of_parameters: Any,
-) -> Scan:  # fmt: skip
-    count = len(of_parameters) // 4
-    forms = tuple(zip(*(of_parameters[i * count : (i + 1) * count] for i in range(4)), strict=True))
-    return Scan(target, program, sizes, strides, dtype, device, channel_dim, initial, forms)
+_scan_of = functools.lru_cache(maxsize=4096)(Scan)

@@ -129,8 +129,8 @@ def test_it_runs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     node = lif(step_mode="m")
     fuse(node)
     called = []
-    run = klif_sj.runtime.run
-    monkeypatch.setattr(klif_sj.runtime, "run", lambda *args: called.append(args) or run(*args))
+    run = klif_sj.runtime.Call.run
+    monkeypatch.setattr(klif_sj.runtime.Call, "run", lambda *args: called.append(args) or run(*args))
     node(current())
     assert len(called) == 1
 

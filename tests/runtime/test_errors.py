@@ -133,6 +133,21 @@ class Stacked(Charge):
         self.v = torch.stack([self.v, x]).amax(0)
 
 
+class Transposed(Charge):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + x.T
+
+
+class Squeezed(Charge):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v.squeeze() + x
+
+
+class Strided(Charge):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + x * len(x.stride())
+
+
 class Own(Charge):
     def neuronal_charge(self, x: Tensor) -> None:
         raise KeyError("no such table")
@@ -154,6 +169,9 @@ REFUSED: dict[type[FusedNode], str] = {
     Softmax: "aten::_?softmax",
     Indexed: "IndexError",
     Stacked: r"shape \(1,\)|aten::(unsqueeze|stack)",
+    Transposed: "calls a transpose on its input or a state",
+    Squeezed: "calls squeeze on its input or a state",
+    Strided: "reads the shape of its input",
     Own: "KeyError: 'no such table'",
 }
 

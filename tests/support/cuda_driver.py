@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from klif_sj import CLIFNode, GLIFNode, KLIFNode
+from klif_sj.neuron import on_kernels
 from klif_sj.runtime import cuda, nvrtc, scan
 from klif_sj.runtime.launch import Pass
 
@@ -51,6 +52,7 @@ class FakeDriver:
             cached.cache_clear()
         replace = monkeypatch.setattr
         monkeypatch.setitem(scan.TARGETS, "cpu", cuda)
+        monkeypatch.setattr(on_kernels, "_plans", weakref.WeakKeyDictionary())
         replace(cuda, "processors", lambda device: 132)
         replace(cuda, "_driver", lambda: self)
         replace(cuda, "_make_context", self._make_context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from klif_sj.codegen.kernel import Kernel
+from klif_sj.neuron import on_kernels
 from klif_sj.runtime import cpu, cuda, scan
 
 LAUNCHER = """
@@ -53,4 +55,5 @@ def emulate(monkeypatch: pytest.MonkeyPatch, processors: int = 1) -> Emulation:
     monkeypatch.setattr(cuda, "submit", emulation.submit)
     monkeypatch.setattr(cuda, "processors", lambda device: processors)
     monkeypatch.setitem(scan.TARGETS, "cpu", cuda)
+    monkeypatch.setattr(on_kernels, "_plans", weakref.WeakKeyDictionary())
     return emulation
