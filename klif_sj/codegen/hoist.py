@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class _Shape(tuple[int, ...]):
         )
 
     __len__ = __getitem__ = __iter__ = __contains__ = __add__ = __radd__ = __mul__ = __rmul__ = numel = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
     def __eq__(self, other: object) -> bool:
         return True if isinstance(other, _Shape) else self._refuse()
@@ -81,19 +83,16 @@ class _Shape(tuple[int, ...]):
 
 # Before torch 2.11, torch's parser of arguments crashes on a tuple whose class defines __len__.
 SHAPES = {Tensor.shape.__get__, Tensor.size} if torch.__version__ >= "2.11" else set()  # type: ignore[attr-defined]
-SIZES = {
-    Tensor.ndim.__get__, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement,  # type: ignore[attr-defined]
-    Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.untyped_storage,
+_TOLD = (bool, types.NoneType, str, torch.dtype, torch.device, torch.layout)
+"""What a step may ask of its input and its states besides tensors, and what it may not ask:"""
+_OF_SHAPE = {
+    Tensor.is_contiguous, Tensor.is_leaf.__get__,  # type: ignore[attr-defined]
+    Tensor.H.__get__, Tensor.mT.__get__, Tensor.mH.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
-MOVES = {
-    Tensor.T.__get__, Tensor.H.__get__, Tensor.mT.__get__, Tensor.mH.__get__,  # type: ignore[attr-defined]
-    Tensor.t, torch.t, Tensor.adjoint, torch.adjoint, Tensor.squeeze, torch.squeeze,
-}  # fmt: skip
-"""What moves elements or drops dimensions, and leaves a single number as it is."""
 
 
 class Hoisting(TorchFunctionMode):
-    """Notes what a step computes from ``tensors`` alone, and does not tell the shape of the input and the states.
+    """Notes what a step computes from ``tensors`` alone, and refuses to tell the shape of the input and the states.
 
     :param tensors: the neuron's own tensors, by path
     :param names: the names of the effective parameters, which a result must not have
@@ -128,14 +127,12 @@ class Hoisting(TorchFunctionMode):
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             ours = [self._is_ours(tensor) for tensor in tensors]
             if not any(ours):
-                if func in SHAPES and len(leaves) == 1:
-                    return _Shape()
-                if func in MOVES:
-                    raise StepTraceError(
-                        f"it calls {func.__name__ if func.__name__ != '__get__' else 'a transpose'} on its input or a "
-                        f"state, of which a kernel computes each element alone{at(caller())}"
-                    )
-                return _Shape()._refuse() if func in SHAPES | SIZES else func(*args, **(kwargs or {}))
+                if func in SHAPES:
+                    return _Shape() if len(leaves) == 1 else _Shape()._refuse()
+                result = func(*args, **(kwargs or {}))
+                if func in _OF_SHAPE or not (isinstance(result, _TOLD) or _tensors_in(result)):
+                    _Shape()._refuse()
+                return result
             if all(ours):
                 return self._compute(func, leaves, tree)
             mixed = [self._stand_in(leaf) if self._is_ours(leaf) else leaf for leaf in leaves]
@@ -164,7 +161,7 @@ class Hoisting(TorchFunctionMode):
         if name == "to":  # a traced x is on the CPU, wherever the neuron is
             leaves = [leaf for leaf in leaves if not isinstance(leaf, torch.device)]
         args, kwargs = tree_unflatten(leaves, tree) if name != "to" else _arguments(leaves)
-        with _disable_current_modes(), _Guard(origin):
+        with _disable_current_modes(), Guard(origin):
             result = func(*args, **kwargs)
         results = _tensors_in(result)
         if results:
@@ -215,7 +212,7 @@ def _arguments(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tensor, tensor.dtype if dtype is None else dtype), {}
 
 
-class _Guard(TorchDispatchMode):
+class Guard(TorchDispatchMode):
     """Refuses operations on parameters that draw random numbers or read a tensor's value in Python."""
 
     def __init__(self, origin: str) -> None:

@@ -136,13 +136,15 @@ def _build_program(
 def prepared_texts(names: Sequence[str], effective: Step, dtype: torch.dtype) -> dict[str, tuple[str, str]]:
     """By a prepared parameter's name, in C, its computation from the neuron's own one, and the gradient of that.
 
-    :raises StepTraceError: for a computation that no kernel can express
+    :raises StepTraceError: for a computation that no kernel can express, or that cuts the gradient off
     """
     own = [own_name(name) for name in names]
     forward = trace_forward(effective, names, own, dtype)
     backward = trace_backward(effective, names, own, own, dtype)
 
     def text(graph: Graph, name: str, result: str) -> str:
+        if graph.outputs[result] is None:
+            raise StepTraceError(f"{name!r} has no gradient")
         inputs = {own_name(name): "own", f"grad_{name}": "grad"}
         return function_body(graph.giving([result]), _all_inputs(graph, inputs), {result: "return {};"})
 

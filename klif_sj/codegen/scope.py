@@ -46,6 +46,8 @@ _FIXED_MODULES = sys.stdlib_module_names | {"torch", "numpy", "builtins"}
 _CHANGING = ("datetime", "numpy.random", "os", "random", "secrets", "time", "uuid")
 """Modules whose functions return another value in every call."""
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 _ABSENT = object()
 
 
@@ -149,7 +151,8 @@ class Scope:
         if not isinstance(owner, nn.Module):
             self._scope_reads.note_method(type(owner), "__call__", self._scope_path)
             return type(owner).__call__(self, *args, **kwargs)
-        if owner._forward_hooks or owner._forward_pre_hooks or owner._backward_hooks or owner._backward_pre_hooks:
+        self._scope_reads.note_call(self._scope_path)
+        if any(getattr(owner, hooks) for hooks in _HOOKS):
             raise StepTraceError(f"hooks are registered on {self._scope_path.rstrip('.')!r}, which no kernel can run")
         return self.forward(*args, **kwargs)
 
@@ -207,6 +210,7 @@ class _Owner:
     methods: dict[str, Any] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     own_methods: set[str] = field(default_factory=set)
+    is_called: bool = False
 
 
 class Reads:
@@ -248,6 +252,10 @@ class Reads:
     def note_own_method(self, path: str, name: str) -> None:
         """Note a method that is set on the object itself and takes the place of its class's method."""
         self._owners[path].own_methods.add(name)
+
+    def note_call(self, path: str) -> None:
+        """Note that a module is called, which runs its hooks."""
+        self._owners[path].is_called = True
 
     def note_absence(self, path: str, name: str) -> None:
         self._owners[path].absent.add(name)
@@ -456,6 +464,8 @@ class _Guard:
             yield self._same(_attribute(self._value(owner.cls), name), method)
         if owner.methods:
             yield f"{holder}.__dict__.keys().isdisjoint({self._value(frozenset(owner.methods))})"
+        if owner.is_called:
+            yield f"not ({' or '.join(f'{holder}.{hooks}' for hooks in _HOOKS)})"
         for name in owner.own_methods:
             yield f"{holder}.{name}.__self__ is {holder}"
         for name in owner.absent:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .hoist import Hoisting, Prologue
+from .hoist import Guard, Hoisting, Prologue
 from .program import Parameter, Program, build_program, own_name, prepared_texts
 from .scope import Effective, Reads, Scope
 from .trace import OutsideJitTrace, PlainTorch, Step, StepTraceError, trace_forward
@@ -145,13 +145,11 @@ class Sources:
     :param positions: by an effective parameter's name, the position of the neuron's own one among the tensors that were
         read, and whether it has a value for every step. It is empty if the computation has another form, which no
         kernel can do.
-    :param elementwise: by the shapes of the tensors that were read, whether the computation is elementwise
     """
 
     compute: Computation
     reads: Reads
     positions: dict[str, tuple[int, bool]]
-    elementwise: dict[tuple[torch.Size, ...], bool] = field(default_factory=dict)
 
 
 _sources_of_node: weakref.WeakKeyDictionary[Any, Sources] = weakref.WeakKeyDictionary()
@@ -179,11 +177,6 @@ def sources_of(node: nn.Module, compute: Computation, dtype: torch.dtype) -> tup
     for tensor in own:
         if tensor.dtype != dtype:
             return None
-    shapes = tuple(tensor.shape for tensor in own)
-    if shapes not in known.elementwise:
-        known.elementwise[shapes] = _is_elementwise(node, known, shapes)
-    if not known.elementwise[shapes]:
-        return None
     parameters: EffectiveParameters = {}
     for name, (position, per_step) in known.positions.items():
         parameters[name] = PerStep(own[position]) if per_step else own[position]
@@ -200,52 +193,24 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
         return x, _values(computed)
 
     with PlainTorch():
-        names = list(compute(node))
-        graph = trace_forward(effective, names, list(own.values()), torch.float32)
+        trace_forward(effective, (), list(own.values()), torch.float32)  # tells the names
+        graph = trace_forward(effective, list(per_step), list(own.values()), torch.float32)
         positions, paths = {}, list(reads.tensors)
-        for name in names:
+        for name in per_step:
             (*used,) = graph.giving([name]).used_inputs()
             if len(used) != 1 or used[0] not in own.values():
                 return {}
             positions[name] = paths.index(used[0].removeprefix(own_name(""))), per_step[name]
         if not graph.operations:
             return {}  # own parameters that are taken as they are need no computation
-        prepared_texts(names, _preparation(node, Sources(compute, reads, positions)), torch.float32)  # or it is refused
+        prepared_texts(list(positions), _preparation(node, Sources(compute, reads, positions)), torch.float32)
     return positions
 
 
-def _is_elementwise(node: nn.Module, sources: Sources, shapes: Sequence[torch.Size]) -> bool:
-    """Whether whole parameters of these shapes give what single numbers do, as which a kernel computes with them.
-
-    A computation may use the shape of a parameter, or move its elements. All elements are different here, and some are
-    looked at.
-    """
-    whole = [torch.linspace(0.1, 0.9, shape.numel(), dtype=torch.float64).view(shape) for shape in shapes]
-    paths, reads = list(sources.reads.tensors), Reads()
-
-    def compute(own: Sequence[Tensor]) -> EffectiveParameters:
-        return _computed(node, sources.compute, dict(zip(paths, own, strict=True)), reads)
-
-    with PlainTorch(), torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
-        computed = compute(whole)
-        effective = _values(computed)
-        for name, (position, per_step) in sources.positions.items():
-            if effective[name].shape != shapes[position] or isinstance(computed[name], PerStep) != per_step:
-                return False
-        samples = min(8, max(tensor.numel() for tensor in whole))
-        for sample in range(samples):
-            places = [sample * tensor.numel() // samples for tensor in whole]
-            single = _values(compute([tensor.flatten()[at] for tensor, at in zip(whole, places, strict=True)]))
-            for name, (position, _) in sources.positions.items():
-                of_whole = effective[name].flatten()[places[position]]
-                if not torch.allclose(single[name].double(), of_whole.double(), equal_nan=True):
-                    return False
-        return True
-    return False
-
-
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
-    parameters = compute(Scope(node, dict(own), (), reads))
+    """Compute effective parameters from single numbers, whose shape is refused: so the computation is elementwise."""
+    with torch._C._EnableTorchFunction(), Hoisting({}, ()):
+        parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
     return parameters
 
@@ -330,8 +295,8 @@ def _trace_with(
         with (
             PlainTorch(),
             torch.set_grad_enabled(gradients),
-            torch.random.fork_rng(devices=[]),
             contextlib.suppress(Exception),
+            Guard("the input"),
         ):
             half = {name: torch.full((), 0.5, dtype=dtype) for name in ("x", *states, *effective_names, *paths)}
             step(half["x"], {name: half[name] for name in states}, half, hoisting, Reads())

@@ -30,6 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 Step = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
+_MOVES = {"as_strided", "permute", "squeeze", "t", "transpose", "unfold"}
+"""Operations that move elements or drop dimensions, and leave a single number as it is."""
+
 _INTERNAL = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep)
 
 
@@ -200,6 +203,8 @@ class _Recorder(TorchDispatchMode):
             raise StepTraceError(f"it calls the registered operator {name}, whose arithmetic cannot be seen{at(line)}")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise StepTraceError(f"aten::{name} draws random numbers{at(line)}")
+        if name in _MOVES:
+            raise StepTraceError(f"aten::{name} moves elements, and a kernel computes each of them alone{at(line)}")
         writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
         reads_values = not name.startswith("new_") and not name.endswith("_like")
         operands = tuple(self._operand(arg) if reads_values or not isinstance(arg, Tensor) else None for arg in args)

@@ -34,6 +34,11 @@ class _Sequence:
         return same and torch.is_grad_enabled() and any(state.requires_grad for state in self.left)
 
 
+def _one_step(node: FusedNode, x: Tensor) -> Tensor:
+    """One step of a neuron, or of a stand-in for it."""
+    return node.one_step(x)
+
+
 def _effective(node: FusedNode) -> EffectiveParameters:
     """The effective parameters of a neuron, or of a stand-in for it."""
     return node.effective_parameters()
@@ -161,7 +166,7 @@ class FusedNode(OnKernels, _compat.BaseNode):
             self.v = (1.0 - spike) * self.v + spike * self.v_reset
 
     def _kernel_equations(self) -> codegen.Equations:
-        return type(self).one_step
+        return _one_step
 
     def _kernel_computation(self) -> codegen.Computation:
         return _effective

@@ -156,28 +156,32 @@ class OnKernels:
                 break
             numbers.append(float(value) + 0.0)  # this makes 0.0 of -0.0, to which it is equal as a key
         arguments = first_step, channel_dim, record, keep
-        results, plan, plans, key = None, None, _NO_PLANS, None
-        if not torch.compiler.is_compiling():
-            key = x_seq.shape, x_seq.dtype, torch.is_grad_enabled(), arguments, *states, *numbers
+        effective: EffectiveParameters | None = None
+        results, plans, key = None, _NO_PLANS, None
+        if type(x_seq) in runtime.PLAIN and not torch.compiler.is_compiling():
+            gradients = torch.is_grad_enabled(), x_seq.requires_grad
+            key = x_seq.shape, x_seq.dtype, gradients, arguments, *states, *numbers
             plans = _plans.get(self, _NO_PLANS)
-            plan = plans.get(key)
-        if plan is not None:
+        if key in plans:
+            plan = plans[key]
             effective = {} if plan.sources else self._effective_outside(states)
             results = plan.run(self, x_seq, initial, effective)
-        if results is None:
-            results, effective, plan = self._run_anew(x_seq, states, initial, numbers, *arguments)
-            if plan is not None:
-                _plans[self] = {**(plans if len(plans) < MOST_PLANS else {}), key: plan}
+        if results is None or effective is None:
+            results, effective, new = self._run_anew(x_seq, states, initial, numbers, effective, *arguments)
+            if new is not None and key is not None:
+                _plans[self] = {**(plans if len(plans) < MOST_PLANS else {}), key: new}
         spikes, final, sequences = results
         updated = dict(zip(states, final, strict=True)) if final else {}
         return spikes, updated, dict(zip(states, sequences, strict=True)) if sequences else {}, effective
 
     def _run_anew(
         self: Any, x_seq: Tensor, states: Mapping[str, State], initial: Sequence[Tensor], numbers: Sequence[float],
-        first_step: int, channel_dim: int, record: bool, keep: bool,
+        effective: EffectiveParameters | None, first_step: int, channel_dim: int, record: bool, keep: bool,
     ) -> tuple[runtime.Results, EffectiveParameters, _Plan | None]:  # fmt: skip
         """Run a call without a plan, and return its results, the effective parameters that were computed outside of the
         kernel, and a plan if the call leaves one.
+
+        :param effective: the effective parameters if they have been computed for this call
         """
         compiling, dtype, sources = torch.compiler.is_compiling(), state_dtype(x_seq.dtype), None
         if not compiling and torch._C._are_functorch_transforms_active():
@@ -185,7 +189,7 @@ class OnKernels:
         computation = None if compiling else self._kernel_computation()
         if computation is not None:
             sources, own = codegen.sources_of(self, computation, dtype) or (None, {})
-        outside = {} if sources else self._effective_outside(states)
+        outside = {} if sources else effective or self._effective_outside(states)
         values, kinds = fit_to_input(
             type(self).__name__, own if sources else outside, x_seq, first_step, channel_dim, dtype, sources is not None
         )

@@ -7,9 +7,11 @@ import torch
 from ..codegen.program import Program
 from .autograd import NO_TRANSFORMS, Call, Results, as_it_is_now, run
 from .backend import require_backend, serving_backend, supported_backends, unavailable
+from .launch import PLAIN
 
 __all__ = [
     "NO_TRANSFORMS",
+    "PLAIN",
     "Call",
     "Results",
     "as_it_is_now",

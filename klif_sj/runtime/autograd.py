@@ -137,7 +137,7 @@ class Call:
         given = tensors[1:first], self.initial_value, tensors[first:]
         of_outputs = grads[0], grads[1 : self._first_sequence], grads[self._first_sequence :]
         watched = torch.is_grad_enabled()
-        scan = None if watched else self._scan_backward(tensors, grads)
+        scan = None if watched else self._scan_backward(tensors, checkpoints, grads)
         if scan is not None:
             try:
                 return scan.backward(x_seq, *given, checkpoints, *of_outputs, need_x)
@@ -152,12 +152,14 @@ class Call:
             )
         return next(results) if need_x else None, [next(results) for _ in given[0]], list(results)
 
-    def _scan_backward(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Scan | None:
+    def _scan_backward(
+        self, tensors: Sequence[Tensor], checkpoints: Tensor | None, grads: Sequence[Tensor | None]
+    ) -> Scan | None:
         """The scan for a backward pass; None if something watches the dispatcher.
 
         A hook on saved tensors may return tensors of another form than those of the forward pass.
         """
-        given = [*tensors, *[grad for grad in grads if grad is not None]]
+        given = [*tensors, *[tensor for tensor in (checkpoints, *grads) if tensor is not None]]
         fits = self._fits_backward.get(len(given))
         if fits is not None and fits(*given) and not torch.autograd._profiler_enabled():
             return self._scan
@@ -189,7 +191,7 @@ class _Scan(torch.autograd.Function):
         except RuntimeError as error:
             if "inplace" in str(error):
                 raise RuntimeError(
-                    f"{call.program.neuron}: its input was changed in place afterwards. {error}"
+                    f"{call.program.neuron}: its input, a state or a parameter was changed in place afterwards. {error}"
                 ) from error
             raise
         grad_x, grad_initial, grad_parameters = call.backward(tensors, checkpoints, grads, ctx.needs_input_grad[1])

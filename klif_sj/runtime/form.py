@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _Guards: Any
 try:
-    from torch._C._dynamo.guards import TensorGuards as _Guards
-except ImportError:
+    _Guards = attrgetter("_dynamo.guards.TensorGuards")(torch._C)  # it is no module that every torch imports
+except AttributeError:
     _Guards = None
 
 

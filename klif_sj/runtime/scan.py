@@ -185,9 +185,8 @@ class Scan:
         new_sums = x_seq.new_empty if self.neurons else x_seq.new_zeros
         sums = new_sums(work.sums, dtype=self.real)
         if self.neurons:
-            if checkpoints is not None:
-                if checkpoints.numel() != (expected := self.checkpoints * len(self.program.states) * self.neurons):
-                    raise ValueError(f"klif_sj::backward: expected {expected} saved states, got {checkpoints.numel()}")
+            if self.checkpoints:
+                checkpoints = self._saved(checkpoints)
                 call[at.checkpoints] = checkpoints.data_ptr()
             inputs = self._write_inputs(call, at, x_seq, initial, initial_value, parameters)
             if grad_spikes is None:
@@ -209,6 +208,14 @@ class Scan:
             self.target.launch(work, call)
             del inputs, final_grads  # the record has only their addresses, so they had to live until here
         return grad_x, grad_initial, work.parameter_gradients(sums) if work.kernel.grads else []
+
+    def _saved(self, checkpoints: Tensor | None) -> Tensor:
+        """The saved states as the kernel reads them. A hook on saved tensors may have changed their form."""
+        expected = (self.checkpoints, len(self.program.states), self.neurons), self.real, self.device
+        got = None if checkpoints is None else (tuple(checkpoints.shape), checkpoints.dtype, checkpoints.device)
+        if checkpoints is None or got != expected:
+            raise ValueError(f"{self.program.neuron}: saved states: expected {expected}, got {got}")
+        return checkpoints.contiguous()
 
     def _check_gradient(self, of: str, grad: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if grad.shape != shape or grad.dtype != dtype or grad.device != self.device:

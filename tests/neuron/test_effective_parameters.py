@@ -79,6 +79,9 @@ BY_SHAPE: dict[str, Compute] = {
     "ndim": lambda raw: raw.sigmoid() * (1 + raw.ndim) / 3,
     "shape": lambda raw: raw.sigmoid() * raw.shape.numel() / 10,
     "branch": lambda raw: raw.tanh() if raw.dim() else raw.sigmoid(),
+    "large values": lambda raw: raw.clamp(max=(1 + raw.ndim) / 2),
+    "transpose": lambda raw: raw.transpose(0, -1).transpose(0, -1).sigmoid(),
+    "matrix transpose": lambda raw: raw.view(-1, CHANNELS).mT.mT.reshape(raw.shape).sigmoid(),
 }
 
 
@@ -117,14 +120,39 @@ def test_weights_that_are_of_steps_if_they_have_two_dimensions() -> None:
     assert_equal(*spikes)
 
 
-def test_a_computation_that_is_elementwise_for_one_shape_alone() -> None:
-    """Neurons of a class share what was found out; here, a lone weight hides that the shape counts."""
+def test_a_gradient_that_depends_on_the_shape() -> None:
+    """LSQ scales the gradient of a step size by the number of its values, and leaves the value itself."""
 
-    def compute(raw: Tensor) -> Tensor:
-        return raw.sigmoid() * raw.numel()
+    def scaled(raw: Tensor) -> Tensor:
+        scale = raw.numel() ** -0.5
+        return raw * scale + (raw - raw * scale).detach()
 
-    for shape in ((), (CHANNELS,), ()):
-        assert is_prepared(assert_as_in_torch(compute, *shape)) == (shape == ())
+    assert not is_prepared(assert_as_in_torch(scaled, CHANNELS))
+
+
+@pytest.mark.parametrize("compute", [lambda raw: raw.detach().sigmoid(), lambda raw: (raw > 1).to(raw) * 1.0])
+def test_a_computation_without_a_gradient_has_none(compute: Compute) -> None:
+    node = Weighted(compute, CHANNELS, backend="cpp")
+    assert not node(current()).requires_grad
+    assert not is_prepared(node)
+
+
+def test_a_computation_runs_once_in_a_call() -> None:
+    """One with noise or running means would otherwise draw or move twice, in the first call or one of another form."""
+
+    class Counting(Weighted):
+        calls = torch.zeros(())
+
+        def effective_parameters(self) -> dict[str, Any]:
+            self.calls.add_(1)
+            return {"weights": self.raw + self.calls}
+
+    node, x = Counting(torch.sigmoid, CHANNELS, backend="cpp"), current()
+    forms = [x, x, x.clone().requires_grad_(), x.transpose(1, 2).contiguous().transpose(1, 2), x.expand(2, *x.shape)[0]]
+    for count, given in enumerate(forms, 1):
+        node(given)
+        node.reset()
+        assert node.calls == count
 
 
 def test_an_effective_parameter_that_the_step_does_not_read() -> None:

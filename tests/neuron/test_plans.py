@@ -28,10 +28,11 @@ from neurons import (
 from spikingjelly.activation_based import neuron, surrogate
 from tolerance import assert_equal
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from klif_sj import FusedNode, KLIFNode, fuse
-from klif_sj.codegen import PerStep
+from klif_sj.codegen import PerStep, StepTraceError
 from klif_sj.neuron import on_kernels
 from klif_sj.runtime import form
 
@@ -260,6 +261,72 @@ def test_saved_tensors_that_come_back_in_another_form(case: Case) -> None:
         with torch.autograd.graph.saved_tensors_hooks(other_way, other_way) if hooks else nullcontext():
             results.append(train_step(each, given))
     assert_same_results(*results)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda states: states.mT.contiguous().mT, torch.Tensor.clone], ids=["laid", "copied"]
+)
+def test_saved_states_that_come_back_in_another_form(change: Callable[[Tensor], Tensor]) -> None:
+    """More steps than a segment has are saved as states between segments."""
+    node, fresh, x = (*(KLIFNode(step_mode="m", backend="cpp") for _ in range(2)), current(40, BATCH, CHANNELS))
+
+    def changed(tensor: Tensor) -> Tensor:
+        return change(tensor) if tensor.shape == (2, 1, BATCH * CHANNELS) else tensor
+
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(changed, lambda tensor: tensor):
+            results = results_of(node, x)
+        assert_same_results(results, results_of(fresh, x))
+        node.reset()
+        fresh.reset()
+
+
+def test_saved_states_that_come_back_in_another_dtype_are_refused() -> None:
+    node, x = KLIFNode(step_mode="m", backend="cpp"), current(40, BATCH, CHANNELS, requires_grad=True)
+
+    def changed(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.shape == (2, 1, BATCH * CHANNELS) else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(changed, lambda tensor: tensor):
+        spikes = node(x)
+    with pytest.raises(ValueError, match=r"saved states: expected .*float32.*, got .*float64"):
+        spikes.sum().backward()
+
+
+def test_a_hook_that_is_registered_later() -> None:
+    node = planned(OURS[1])
+    node.surrogate_function.register_forward_hook(lambda module, args, output: output * 0.5)
+    with pytest.raises(StepTraceError, match="hooks are registered on 'surrogate_function'"):
+        node(current())
+
+
+def quiet(self: FusedNode, x: Tensor) -> Tensor:
+    self.v = self.v + x
+    return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("where", ["class", "node"])
+def test_a_whole_step_that_is_replaced(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = planned(OURS[1])
+    if where == "class":
+        monkeypatch.setattr(KLIFNode, "one_step", quiet)
+    else:
+        monkeypatch.setattr(node, "one_step", types.MethodType(quiet, node))
+    assert not node(current()).any()
+
+
+def test_inputs_that_need_a_gradient_in_turn(anew: list[nn.Module]) -> None:
+    node = KLIFNode(step_mode="m", backend="cpp")
+    for count in range(6):
+        node(current(requires_grad=count % 2 == 0))
+        node.reset()
+    assert len(anew) == 2
+
+
+def test_shapes_that_are_symbols() -> None:
+    x = current()
+    graph = make_fx(lambda x: KLIFNode(step_mode="m", backend="cpp")(x), tracing_mode="symbolic")(x)
+    assert_equal(graph(x), KLIFNode(step_mode="m", backend="cpp")(x))
 
 
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case.name)

@@ -138,6 +138,11 @@ class Transposed(Charge):
         self.v = self.v + x.T
 
 
+class MatrixTransposed(Charge):
+    def neuronal_charge(self, x: Tensor) -> None:
+        self.v = self.v + x.mT
+
+
 class Squeezed(Charge):
     def neuronal_charge(self, x: Tensor) -> None:
         self.v = self.v.squeeze() + x
@@ -154,7 +159,7 @@ class Own(Charge):
 
 
 REFUSED: dict[type[FusedNode], str] = {
-    MatrixProduct: "matmul",
+    MatrixProduct: "aten::(matmul|transpose)",
     Layer: "linear|matmul|mat1|tensor that is neither",
     Bernoulli: "aten::bernoulli draws random numbers",
     Noise: "aten::rand_like draws random numbers",
@@ -169,8 +174,9 @@ REFUSED: dict[type[FusedNode], str] = {
     Softmax: "aten::_?softmax",
     Indexed: "IndexError",
     Stacked: r"shape \(1,\)|aten::(unsqueeze|stack)",
-    Transposed: "calls a transpose on its input or a state",
-    Squeezed: "calls squeeze on its input or a state",
+    Transposed: "aten::permute moves elements",
+    MatrixTransposed: "reads the shape of its input",
+    Squeezed: "aten::squeeze moves elements",
     Strided: "reads the shape of its input",
     Own: "KeyError: 'no such table'",
 }
