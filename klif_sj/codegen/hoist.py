@@ -81,8 +81,9 @@ class _Shape(tuple[int, ...]):
     __hash__ = None  # type: ignore[assignment]
 
 
+SHAPES = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 # Before torch 2.11, torch's parser of arguments crashes on a tuple whose class defines __len__.
-SHAPES = {Tensor.shape.__get__, Tensor.size} if torch.__version__ >= "2.11" else set()  # type: ignore[attr-defined]
+_stand_in_shape = _Shape if torch.__version__ >= "2.11" else torch.Size
 _TOLD = (bool, types.NoneType, str, torch.dtype, torch.device, torch.layout)
 """What a step may ask of its input and its states besides tensors, and what it may not ask:"""
 _OF_SHAPE = {
@@ -97,12 +98,15 @@ class Hoisting(TorchFunctionMode):
     :param tensors: the neuron's own tensors, by path
     :param names: the names of the effective parameters, which a result must not have
     :param numbers: the numbers that stand for results, by name; None in a run that finds out which results are taken
+    :param passes_shapes: whether a shape may be passed on, as to ``x.new_zeros(x.shape)``
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], names: Collection[str], numbers: Mapping[str, Tensor] | None = None
-    ) -> None:
+        self, tensors: Mapping[str, Tensor], names: Collection[str], numbers: Mapping[str, Tensor] | None = None,
+        passes_shapes: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._passes_shapes = passes_shapes
         self._names = names
         self._gradients = torch.is_grad_enabled()
         self._paths = tuple(tensors)
@@ -128,7 +132,8 @@ class Hoisting(TorchFunctionMode):
             ours = [self._is_ours(tensor) for tensor in tensors]
             if not any(ours):
                 if func in SHAPES:
-                    return _Shape() if len(leaves) == 1 else _Shape()._refuse()
+                    passed_on = len(leaves) == 1 and self._passes_shapes
+                    return _stand_in_shape() if passed_on else _Shape()._refuse()
                 result = func(*args, **(kwargs or {}))
                 if func in _OF_SHAPE or not (isinstance(result, _TOLD) or _tensors_in(result)):
                     _Shape()._refuse()

@@ -209,7 +209,7 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
 
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
     """Compute effective parameters from single numbers, whose shape is refused: so the computation is elementwise."""
-    with torch._C._EnableTorchFunction(), Hoisting({}, ()):
+    with torch._C._EnableTorchFunction(), Hoisting({}, (), passes_shapes=False):
         parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()
     return parameters
