@@ -85,11 +85,13 @@ SHAPES = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 # Before torch 2.11, torch's parser of arguments crashes on a tuple whose class defines __len__.
 _stand_in_shape = _Shape if torch.__version__ >= "2.11" else torch.Size
 _TOLD = (bool, types.NoneType, str, torch.dtype, torch.device, torch.layout)
-"""What a step may ask of its input and its states besides tensors, and what it may not ask:"""
+"""Answers about its input and its states that a step may have, besides tensors."""
+
 _OF_SHAPE = {
     Tensor.is_contiguous, Tensor.is_leaf.__get__,  # type: ignore[attr-defined]
     Tensor.H.__get__, Tensor.mT.__get__, Tensor.mH.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
+"""What a step may not ask, although a tensor or a bool answers: for a single number the answer tells nothing."""
 
 
 class Hoisting(TorchFunctionMode):

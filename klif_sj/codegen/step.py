@@ -193,7 +193,7 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
         return x, _values(computed)
 
     with PlainTorch():
-        trace_forward(effective, (), list(own.values()), torch.float32)  # tells the names
+        trace_forward(effective, (), list(own.values()), torch.float32)  # this run tells the names
         graph = trace_forward(effective, list(per_step), list(own.values()), torch.float32)
         positions, paths = {}, list(reads.tensors)
         for name in per_step:
@@ -208,7 +208,7 @@ def _trace_sources(node: nn.Module, compute: Computation, reads: Reads) -> dict[
 
 
 def _computed(node: nn.Module, compute: Computation, own: Mapping[str, Tensor], reads: Reads) -> EffectiveParameters:
-    """Compute effective parameters from single numbers, whose shape is refused: so the computation is elementwise."""
+    """Compute effective parameters from single numbers: elementwise, because a shape may not be asked for."""
     with torch._C._EnableTorchFunction(), Hoisting({}, (), passes_shapes=False):
         parameters = compute(Scope(node, dict(own), (), reads))
     reads.refuse_side_effects()

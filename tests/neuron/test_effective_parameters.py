@@ -48,7 +48,7 @@ def is_prepared(node: FusedNode) -> bool:
 def assert_as_in_torch(compute: Compute, *shape: int) -> FusedNode:
     x = current()
     (spike, *grads), (expected, *expected_grads) = (
-        results(Weighted(compute, *shape, backend=backend), x) for backend in ("cpp", "torch")
+        results(Weighted(compute, *shape, backend=backend), x) for backend in ("auto", "torch")
     )
     assert_equal(spike, expected)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):

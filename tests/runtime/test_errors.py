@@ -59,7 +59,7 @@ class Charge(FusedNode):
 
 class MatrixProduct(Charge):
     def neuronal_charge(self, x: Tensor) -> None:
-        self.v = self.v + x @ x.transpose(-1, 0)
+        self.v = self.v + x @ x
 
 
 class Layer(Charge):
@@ -159,7 +159,7 @@ class Own(Charge):
 
 
 REFUSED: dict[type[FusedNode], str] = {
-    MatrixProduct: "aten::(matmul|transpose)",
+    MatrixProduct: "matmul",
     Layer: "linear|matmul|mat1|tensor that is neither",
     Bernoulli: "aten::bernoulli draws random numbers",
     Noise: "aten::rand_like draws random numbers",
